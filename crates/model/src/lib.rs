@@ -1,0 +1,47 @@
+//! What the words of Cloud Run mean.
+//!
+//! Here live the types that cannot hold a wrong value (names, quantities, traffic, policies), their defaults and
+//! limits, and the pure questions one may ask of them: does this traffic add up, which revision does this draw fall
+//! on, is this service ready, does this policy allow. They are one vocabulary for every other crate, and the form in
+//! which `store` keeps them.
+//!
+//! What enters is plain text and numbers, parsed once at the edge; what leaves is a value that holds, or an error
+//! that names the rule. No I/O, no clock, no chance, no HTTP: those are arguments or live elsewhere.
+
+mod condition;
+mod container;
+mod iam;
+mod instance;
+mod name;
+mod quantity;
+mod revision;
+mod route;
+mod service;
+mod site;
+mod time;
+mod traffic;
+mod violation;
+
+pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
+pub use container::{
+    Container, EnvVar, Port, Probe, Protocol, RESERVED_ENV, Resources, container_violations,
+};
+pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
+pub use instance::{
+    Activity, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed,
+    Room,
+};
+pub use name::{
+    NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, url_hash,
+};
+pub use quantity::{Cpu, Memory, QuantityError};
+pub use revision::{
+    Concurrency, CpuAllocation, RequestTimeout, Revision, RevisionKey, RevisionState,
+    RevisionTemplate, Sandbox, Scaling, template_violations,
+};
+pub use route::{Invoker, Route, RouteTable, RouteTarget, Weighted};
+pub use service::{Routed, RoutedTarget, Service, ServiceKey, latest_created, latest_ready};
+pub use site::{Scheme, Site};
+pub use time::Timestamp;
+pub use traffic::{Percent, Target, Traffic, TrafficError, TrafficTarget, assign};
+pub use violation::Violation;

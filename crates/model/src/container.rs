@@ -1,0 +1,317 @@
+//! The container of a revision: image, process, environment, port, resources, startup probe.
+
+use std::num::NonZeroU16;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Cpu, Memory, Violation};
+
+/// Names that Cloud Run sets itself; a container that sets one is refused.
+pub const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
+
+/// Longest value of one environment variable: 32 KiB (Cloud Run quotas).
+const LONGEST_ENV: usize = 32 * 1024;
+
+/// The one container of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The name in the document, empty when the caller gave none.
+    pub name: String,
+    /// The image reference as the caller wrote it; resolved to a digest when the revision is made.
+    pub image: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty. With `command` set and `args` empty the image's is dropped.
+    pub args: Vec<String>,
+    pub working_dir: Option<String>,
+    /// In the caller's order; of two entries with one name the last wins.
+    pub env: Vec<EnvVar>,
+    pub port: Port,
+    pub resources: Resources,
+    /// None: the implicit one, a TCP connect to the port that must succeed within 240 s.
+    pub startup_probe: Option<Probe>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvVar {
+    pub name: String,
+    pub value: String,
+}
+
+/// Where the container listens, default 8080.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    pub number: NonZeroU16,
+    pub protocol: Protocol,
+}
+
+/// What the container speaks on its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    /// HTTP/1.1; a client's HTTP/2 is brought down to it.
+    Http1,
+    /// HTTP/2 with prior knowledge (`--use-http2`).
+    H2c,
+}
+
+impl Default for Port {
+    fn default() -> Self {
+        Self {
+            number: NonZeroU16::new(8080).expect("8080 is not zero"),
+            protocol: Protocol::Http1,
+        }
+    }
+}
+
+/// Hard limits of the instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    pub cpu: Cpu,
+    pub memory: Memory,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            cpu: Cpu::from_millis(1000),
+            memory: Memory::mebibytes(512),
+        }
+    }
+}
+
+/// A startup probe by TCP connect. Seconds, with the ranges of the Admin API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// 0 to 240.
+    pub initial_delay: u32,
+    /// 1 to 240, not below `timeout`.
+    pub period: u32,
+    /// 1 to 240.
+    pub timeout: u32,
+    /// At least 1; `period * failures` at most 240.
+    pub failures: u32,
+    pub port: NonZeroU16,
+}
+
+impl Probe {
+    /// What Cloud Run stores when no startup probe was given.
+    pub fn implicit(port: NonZeroU16) -> Self {
+        Self {
+            initial_delay: 0,
+            period: 240,
+            timeout: 240,
+            failures: 1,
+            port,
+        }
+    }
+
+    /// How long a start may take before the probe has failed for good.
+    pub fn patience(&self) -> std::time::Duration {
+        let seconds = self.initial_delay + self.period.saturating_mul(self.failures);
+        std::time::Duration::from_secs(u64::from(seconds))
+    }
+
+    fn violations(&self, path: &str, found: &mut Vec<Violation>) {
+        let mut say = |field: &str, description: String| {
+            found.push(Violation::new(format!("{path}.{field}"), description));
+        };
+        if self.initial_delay > 240 {
+            say(
+                "initialDelaySeconds",
+                format!("{} is out of range: 0 to 240", self.initial_delay),
+            );
+        }
+        if !(1..=240).contains(&self.timeout) {
+            say(
+                "timeoutSeconds",
+                format!("{} is out of range: 1 to 240", self.timeout),
+            );
+        }
+        if !(1..=240).contains(&self.period) {
+            say(
+                "periodSeconds",
+                format!("{} is out of range: 1 to 240", self.period),
+            );
+        } else if self.period < self.timeout {
+            say(
+                "periodSeconds",
+                format!("{} is below timeoutSeconds {}", self.period, self.timeout),
+            );
+        }
+        if self.failures == 0 {
+            say(
+                "failureThreshold",
+                "0 is out of range: at least 1".to_owned(),
+            );
+        } else if self.period.saturating_mul(self.failures) > 240 {
+            say(
+                "failureThreshold",
+                format!(
+                    "{} times periodSeconds {} is more than 240 seconds",
+                    self.failures, self.period
+                ),
+            );
+        }
+    }
+}
+
+/// Every rule that one container breaks by itself, with `path` in front of the fields.
+pub fn container_violations(container: &Container, path: &str) -> Vec<Violation> {
+    let mut found = Vec::new();
+    if container.image.is_empty() {
+        found.push(Violation::new(
+            format!("{path}.image"),
+            "an image is required",
+        ));
+    }
+    for (index, variable) in container.env.iter().enumerate() {
+        let field = format!("{path}.env[{index}].name");
+        let name = variable.name.as_str();
+        if RESERVED_ENV.contains(&name) {
+            found.push(Violation::new(
+                field,
+                format!("{name} is reserved: Cloud Run sets it itself"),
+            ));
+        } else if !is_env_name(name) {
+            found.push(Violation::new(
+                field,
+                format!(
+                    "\"{}\" is no name of an environment variable: letters, digits, '_', '-' and '.', no digit first",
+                    name.chars().take(80).collect::<String>()
+                ),
+            ));
+        }
+        let holds_nul = variable.value.contains('\0');
+        if variable.value.len() > LONGEST_ENV || holds_nul {
+            let why = if holds_nul {
+                format!("the value of {name} holds a zero byte")
+            } else {
+                format!(
+                    "the value of {name} has {} bytes, the limit is {LONGEST_ENV}",
+                    variable.value.len()
+                )
+            };
+            found.push(Violation::new(format!("{path}.env[{index}].value"), why));
+        }
+    }
+    for (list, name) in [(&container.command, "command"), (&container.args, "args")] {
+        for (index, word) in list.iter().enumerate() {
+            if word.contains('\0') {
+                found.push(Violation::new(
+                    format!("{path}.{name}[{index}]"),
+                    "holds a zero byte",
+                ));
+            }
+        }
+    }
+    if let Some(dir) = &container.working_dir
+        && (!dir.starts_with('/') || dir.contains('\0'))
+    {
+        found.push(Violation::new(
+            format!("{path}.workingDir"),
+            format!("\"{dir}\" is not an absolute path"),
+        ));
+    }
+    if let Some(probe) = &container.startup_probe {
+        probe.violations(&format!("{path}.startupProbe"), &mut found);
+        if probe.port != container.port.number {
+            found.push(Violation::new(
+                format!("{path}.startupProbe.tcpSocket.port"),
+                format!(
+                    "{} is not the container's port {}",
+                    probe.port, container.port.number
+                ),
+            ));
+        }
+    }
+    found
+}
+
+fn is_env_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    !bytes.is_empty()
+        && !bytes[0].is_ascii_digit()
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+}
+
+#[cfg(test)]
+pub(crate) fn example() -> Container {
+    Container {
+        name: String::new(),
+        image: "us-docker.pkg.dev/cloudrun/container/hello".to_owned(),
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: None,
+        env: Vec::new(),
+        port: Port::default(),
+        resources: Resources::default(),
+        startup_probe: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(container: &Container) -> Vec<String> {
+        container_violations(container, "c")
+            .into_iter()
+            .map(|v| v.field)
+            .collect()
+    }
+
+    #[test]
+    fn a_plain_container_breaks_nothing() {
+        assert!(fields(&example()).is_empty());
+    }
+
+    #[test]
+    fn each_rule_names_its_field() {
+        let mut container = example();
+        container.image = String::new();
+        let env = |name: &str, value: &str| EnvVar {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        };
+        container.env = vec![
+            env("GOOD", "1"),
+            env("PORT", "1"),
+            env("1A", "1"),
+            env("LONG", &"x".repeat(LONGEST_ENV + 1)),
+            env("", "1"),
+        ];
+        container.working_dir = Some("relative".to_owned());
+        container.args = vec!["a\0b".to_owned()];
+        container.startup_probe = Some(Probe {
+            initial_delay: 241,
+            period: 5,
+            timeout: 6,
+            failures: 49,
+            port: NonZeroU16::new(9).expect("not zero"),
+        });
+        assert_eq!(
+            fields(&container),
+            [
+                "c.image",
+                "c.env[1].name",
+                "c.env[2].name",
+                "c.env[3].value",
+                "c.env[4].name",
+                "c.args[0]",
+                "c.workingDir",
+                "c.startupProbe.initialDelaySeconds",
+                "c.startupProbe.periodSeconds",
+                "c.startupProbe.failureThreshold",
+                "c.startupProbe.tcpSocket.port",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_implicit_probe_waits_four_minutes() {
+        let port = Port::default().number;
+        assert_eq!(Probe::implicit(port).patience().as_secs(), 240);
+    }
+}

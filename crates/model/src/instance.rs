@@ -1,0 +1,298 @@
+//! One running copy of a revision: what it needs to run, and what is seen of it.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CpuAllocation, EnvVar, Probe, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp,
+};
+
+/// An instance's id: `i` and 24 hex digits, so that it is a legal container, cgroup and DNS name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceId(Arc<str>);
+
+impl InstanceId {
+    pub fn new(chance: [u8; 12]) -> Self {
+        use fmt::Write as _;
+        let mut text = String::with_capacity(25);
+        text.push('i');
+        for byte in chance {
+            write!(text, "{byte:02x}").expect("a string takes any write");
+        }
+        Self(text.into())
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        let hex = text.strip_prefix('i')?;
+        let valid = hex.len() == 24
+            && hex
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        valid.then(|| Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for InstanceId {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("\"{text}\" is not an instance id"))
+    }
+}
+
+impl From<InstanceId> for String {
+    fn from(id: InstanceId) -> Self {
+        (*id.0).to_owned()
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// All that an engine needs to run one instance. Plain data, no host paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    pub id: InstanceId,
+    /// Whose instance it is; the engine only hands it back.
+    pub of: RevisionKey,
+    /// `sha256:...` of the image's manifest or index.
+    pub image: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    pub args: Vec<String>,
+    pub working_dir: Option<String>,
+    /// Added to the image's environment; a later entry wins over an earlier one of the same name.
+    pub env: Vec<EnvVar>,
+    pub port: u16,
+    /// Hard limit, thousandths of a CPU.
+    pub cpu_millis: u32,
+    /// Hard limit, bytes; files written to the root file system count.
+    pub memory_bytes: u64,
+    /// No CPU limit until ready and 10 s more.
+    pub startup_cpu_boost: bool,
+    pub cpu_allocation: CpuAllocation,
+    pub startup_probe: Probe,
+    pub sandbox: Sandbox,
+}
+
+impl InstanceSpec {
+    /// What an instance of `revision` needs. `image` is the digest of its image.
+    pub fn derive(id: InstanceId, revision: &Revision, image: String, project: &ProjectId) -> Self {
+        let template = &revision.template;
+        let container = &template.container;
+        let service = revision.key.service.name.as_str();
+        let platform = [
+            ("PORT", container.port.number.to_string()),
+            ("K_SERVICE", service.to_owned()),
+            ("K_REVISION", revision.key.name.to_string()),
+            ("K_CONFIGURATION", service.to_owned()),
+            ("HOMERUN_REGION", revision.key.service.region.to_string()),
+            ("HOMERUN_PROJECT", project.to_string()),
+        ];
+        let platform = platform.map(|(name, value)| EnvVar {
+            name: name.to_owned(),
+            value,
+        });
+        Self {
+            id,
+            of: revision.key.clone(),
+            image,
+            command: container.command.clone(),
+            args: container.args.clone(),
+            working_dir: container.working_dir.clone(),
+            env: container.env.iter().cloned().chain(platform).collect(),
+            port: container.port.number.get(),
+            cpu_millis: container.resources.cpu.millis(),
+            memory_bytes: container.resources.memory.bytes(),
+            startup_cpu_boost: template.startup_cpu_boost(),
+            cpu_allocation: template.cpu_allocation(),
+            startup_probe: container
+                .startup_probe
+                .unwrap_or_else(|| Probe::implicit(container.port.number)),
+            sandbox: template.sandbox.unwrap_or(Sandbox::Gen2),
+        }
+    }
+}
+
+/// Every instance the engine knows: the whole, not deltas.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub instances: BTreeMap<InstanceId, Instance>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    pub of: RevisionKey,
+    pub state: InstanceState,
+    /// When it entered `state`.
+    pub since: Timestamp,
+    /// When its start was asked for.
+    pub created: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InstanceState {
+    /// Its process is being started or its startup probe has not passed.
+    Starting,
+    /// It takes requests.
+    Ready,
+    /// It was asked to stop and has not ended.
+    Stopping,
+    /// It ended. Kept until it is forgotten.
+    Stopped(Exit),
+}
+
+impl InstanceState {
+    /// Whether it takes room on the machine.
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Starting | Self::Ready | Self::Stopping => true,
+            Self::Stopped(_) => false,
+        }
+    }
+}
+
+/// How an instance ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    pub cause: ExitCause,
+    /// Whether it was ready before.
+    pub was_ready: bool,
+    /// The last lines of its output, oldest first; at most 20 lines of at most 500 characters.
+    pub last_lines: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitCause {
+    /// The container's process ended by itself.
+    Code(i32),
+    /// A signal that we did not send ended it.
+    Signal(i32),
+    /// It went over its memory limit; the whole instance was ended.
+    OutOfMemory { limit_bytes: u64 },
+    /// Nothing listened on the port of the instance's address within the probe's patience. `loopback_only`: something
+    /// listened there on 127.0.0.1, where no request can come from.
+    NotListening {
+        port: u16,
+        seconds: u64,
+        loopback_only: bool,
+    },
+    /// The process could not be started at all: what the runtime said.
+    NotStarted(String),
+    /// We stopped it.
+    Stopped,
+}
+
+impl Exit {
+    /// Reason and message of the revision that this failed first instance belongs to, in Cloud Run's words where they
+    /// are known, followed by what the container itself said.
+    pub fn failure(&self, port: u16) -> (Reason, String) {
+        let mut message = match &self.cause {
+            ExitCause::Code(code) => format!(
+                "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment variable. The container exited with exit code {code}."
+            ),
+            ExitCause::Signal(signal) => format!(
+                "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment variable. The container was ended by signal {signal}."
+            ),
+            ExitCause::OutOfMemory { limit_bytes } => format!(
+                "The user-provided container failed to start: Memory limit of {} MiB exceeded.",
+                limit_bytes >> 20
+            ),
+            ExitCause::NotListening {
+                seconds,
+                loopback_only,
+                ..
+            } => {
+                let why = if *loopback_only {
+                    " It listens on 127.0.0.1 only; it must listen on 0.0.0.0."
+                } else {
+                    ""
+                };
+                format!(
+                    "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment variable within {seconds} seconds.{why}"
+                )
+            }
+            ExitCause::NotStarted(why) => {
+                format!("The user-provided container could not be started: {why}.")
+            }
+            ExitCause::Stopped => "The container was stopped before it was ready.".to_owned(),
+        };
+        if !self.last_lines.is_empty() {
+            message.push_str(" Last log lines:\n");
+            message.push_str(&self.last_lines.join("\n"));
+        }
+        (Reason::HealthCheckContainerError, message)
+    }
+}
+
+/// What became of an instance, asked right after a connection to it broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    Alive,
+    /// It went over its memory limit of so many bytes.
+    OutOfMemory {
+        limit_bytes: u64,
+    },
+    Ended,
+}
+
+/// Whether an instance has a request. The engine gives or takes the CPU on this edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    Busy,
+    Idle,
+}
+
+/// What the machine has left for further instances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub memory_bytes: u64,
+    pub cpu_millis: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        let id = InstanceId::new([0xab; 12]);
+        assert_eq!(id.as_str().len(), 25);
+        assert_eq!(InstanceId::parse(id.as_str()), Some(id));
+        for bad in ["", "i", "../../etc/passwd", "iABABABABABABABABABABABAB"] {
+            assert!(InstanceId::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_failure_names_code_and_last_lines() {
+        let exit = Exit {
+            cause: ExitCause::Code(3),
+            was_ready: false,
+            last_lines: vec!["boom".to_owned()],
+        };
+        let (reason, message) = exit.failure(8080);
+        assert_eq!(reason, Reason::HealthCheckContainerError);
+        assert!(
+            message.contains("exit code 3")
+                && message.contains("PORT=8080")
+                && message.ends_with("boom"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! The live routes: from a host to the revisions that share its requests.
+
+use std::{collections::HashMap, num::NonZeroU32, sync::Arc};
+
+use crate::{
+    Concurrency, Policy, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service,
+    ServiceKey, Site,
+};
+
+/// Every host the ingress answers, at one version of the store. Published whole.
+#[derive(Debug, Clone, Default)]
+pub struct RouteTable {
+    pub version: u64,
+    hosts: HashMap<Box<str>, Arc<Route>>,
+}
+
+/// One host's route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub service: ServiceKey,
+    /// The revisions and their shares, which sum to 100. Empty while no revision has become ready.
+    pub targets: Vec<Weighted>,
+    pub invoker: Invoker,
+    /// URLs that an identity token for this host may name as its audience.
+    pub audiences: Arc<[String]>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weighted {
+    pub percent: u8,
+    pub target: Arc<RouteTarget>,
+}
+
+/// What the ingress needs to know of a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteTarget {
+    pub revision: RevisionKey,
+    pub concurrency: Concurrency,
+    pub timeout: RequestTimeout,
+    pub protocol: Protocol,
+    pub max_instances: NonZeroU32,
+}
+
+/// Who may call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invoker {
+    /// `allUsers` holds the invoker role.
+    Anyone,
+    /// A caller with an identity token whose e-mail the policy admits.
+    Checked(Arc<Policy>),
+}
+
+impl Route {
+    /// The revision that `draw`, a number drawn evenly from 0 to 99, falls on.
+    pub fn pick(&self, draw: u8) -> Option<&Arc<RouteTarget>> {
+        let mut below = 0;
+        for weighted in &self.targets {
+            below += weighted.percent;
+            if draw < below {
+                return Some(&weighted.target);
+            }
+        }
+        self.targets.last().map(|weighted| &weighted.target)
+    }
+}
+
+impl RouteTable {
+    /// The routes of `services`; `revision` finds one of a service by name.
+    pub fn build<'a>(
+        version: u64,
+        site: &Site,
+        services: impl Iterator<Item = &'a Service>,
+        revision: impl Fn(&ServiceKey, &RevisionName) -> Option<&'a Revision>,
+    ) -> Self {
+        let mut hosts = HashMap::new();
+        for service in services {
+            let invoker = if service.policy.invokable_by_anyone() {
+                Invoker::Anyone
+            } else {
+                Invoker::Checked(Arc::new(service.policy.clone()))
+            };
+            let mut made: HashMap<&RevisionName, Arc<RouteTarget>> = HashMap::new();
+            let mut weighted = Vec::new();
+            let mut tagged = Vec::new();
+            for target in &service.routed.targets {
+                let Some(revision) = revision(&service.key, &target.revision) else {
+                    continue;
+                };
+                let shared = made
+                    .entry(&target.revision)
+                    .or_insert_with(|| Arc::new(RouteTarget::of(revision)));
+                if let Some(percent) = target.percent.map(crate::Percent::get).filter(|p| *p > 0) {
+                    weighted.push(Weighted {
+                        percent,
+                        target: shared.clone(),
+                    });
+                }
+                if let Some(tag) = &target.tag {
+                    tagged.push((tag, shared.clone()));
+                }
+            }
+            let urls = site.urls(&service.key);
+            for (host, _) in site.hosts(&service.key).into_iter().zip(&urls) {
+                for (tag, target) in &tagged {
+                    let mut audiences = urls.to_vec();
+                    audiences.push(site.tag_url(&service.key, tag));
+                    let route = Route {
+                        service: service.key.clone(),
+                        targets: vec![Weighted {
+                            percent: 100,
+                            target: target.clone(),
+                        }],
+                        invoker: invoker.clone(),
+                        audiences: audiences.into(),
+                    };
+                    hosts.insert(format!("{tag}---{host}").into(), Arc::new(route));
+                }
+                let route = Route {
+                    service: service.key.clone(),
+                    targets: weighted.clone(),
+                    invoker: invoker.clone(),
+                    audiences: urls.to_vec().into(),
+                };
+                hosts.insert(host.into(), Arc::new(route));
+            }
+        }
+        Self { version, hosts }
+    }
+
+    /// The route of a `Host` header's value: the port is dropped, case does not matter.
+    pub fn find(&self, host: &str) -> Option<&Arc<Route>> {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host,
+        };
+        let name = name.strip_suffix('.').unwrap_or(name);
+        if name.bytes().any(|b| b.is_ascii_uppercase()) {
+            self.hosts.get(name.to_ascii_lowercase().as_str())
+        } else {
+            self.hosts.get(name)
+        }
+    }
+
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.hosts.keys().map(AsRef::as_ref)
+    }
+}
+
+impl RouteTarget {
+    pub fn of(revision: &Revision) -> Self {
+        let template = &revision.template;
+        Self {
+            revision: revision.key.clone(),
+            concurrency: template.concurrency,
+            timeout: template.timeout,
+            protocol: template.container.port.protocol,
+            max_instances: template.scaling.max,
+        }
+    }
+}
