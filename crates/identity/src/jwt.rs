@@ -1,0 +1,236 @@
+//! JSON web tokens, RS256 only (RFC 7515 compact form, RFC 7519 claims).
+//!
+//! The algorithm is a property of this module and never a choice of the token: a header that names any other is
+//! refused before its signature is looked at. Keys are parsed once and kept parsed, because the ingress checks a
+//! token on every request to a private service.
+
+use std::fmt;
+
+use aws_lc_rs::digest;
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair, KeySize, PublicKeyComponents};
+use aws_lc_rs::signature::{
+    KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+const ALGORITHM: &str = "RS256";
+const PEM_TAG: &str = "PRIVATE KEY";
+
+/// Why a text is not a token signed by the expected key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// Not three parts of base64url, or a part is not the JSON it must be. Names the part.
+    Malformed(&'static str),
+    Algorithm(String),
+    UnknownKey(Option<String>),
+    Signature,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    typ: Option<String>,
+    /// Extensions that must be understood (RFC 7515 4.1.11). None is.
+    #[serde(skip_serializing)]
+    crit: Option<Value>,
+}
+
+/// A private RSA key that signs, with the id under which its public half is known.
+pub(crate) struct SigningKey {
+    pair: KeyPair,
+    id: String,
+}
+
+/// The public half.
+pub(crate) struct CheckingKey {
+    parsed: ParsedPublicKey,
+    id: String,
+    modulus: Vec<u8>,
+    exponent: Vec<u8>,
+}
+
+/// A PEM text that holds no RSA private key of 2,048 bits or more in PKCS#8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a PKCS#8 RSA private key of at least 2048 bits in PEM")]
+pub(crate) struct NotAKey;
+
+/// A token whose signature held; what it claims is not yet looked at.
+pub(crate) struct Signed {
+    /// The header's `typ`.
+    pub(crate) kind: Option<String>,
+    claims: Vec<u8>,
+}
+
+impl Signed {
+    pub(crate) fn claims<C: DeserializeOwned>(&self) -> Result<C, Flaw> {
+        serde_json::from_slice(&self.claims).map_err(|_| Flaw::Malformed("claims"))
+    }
+}
+
+impl SigningKey {
+    /// A new key of 2,048 bits, and its PKCS#8 PEM for keeping.
+    pub(crate) fn generate() -> Result<(Self, String), NotAKey> {
+        let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| NotAKey)?;
+        let der: Pkcs8V1Der<'static> = pair.as_der().map_err(|_| NotAKey)?;
+        let text = pem::encode_config(
+            &pem::Pem::new(PEM_TAG, der.as_ref()),
+            pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+        );
+        Ok((Self::with_id(pair)?, text))
+    }
+
+    pub(crate) fn from_pem(text: &str) -> Result<Self, NotAKey> {
+        let parsed = pem::parse(text).map_err(|_| NotAKey)?;
+        if parsed.tag() != PEM_TAG {
+            return Err(NotAKey);
+        }
+        let pair = KeyPair::from_pkcs8(parsed.contents()).map_err(|_| NotAKey)?;
+        Self::with_id(pair)
+    }
+
+    fn with_id(pair: KeyPair) -> Result<Self, NotAKey> {
+        // the check below accepts signatures of 2,048 to 8,192 bits; a shorter key would sign and never pass
+        if pair.public_modulus_len() < 256 {
+            return Err(NotAKey);
+        }
+        let der: PublicKeyX509Der<'static> = pair.public_key().as_der().map_err(|_| NotAKey)?;
+        let id = hex(&digest::digest(&digest::SHA256, der.as_ref()).as_ref()[..20]);
+        Ok(Self { pair, id })
+    }
+
+    /// 40 hex digits, made from the public half: the same key has the same id everywhere.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(crate) fn checking_key(&self) -> Result<CheckingKey, NotAKey> {
+        let public = self.pair.public_key();
+        let modulus = public.modulus().big_endian_without_leading_zero().to_vec();
+        let exponent = public.exponent().big_endian_without_leading_zero().to_vec();
+        let parsed = PublicKeyComponents {
+            n: &modulus,
+            e: &exponent,
+        }
+        .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
+        .map_err(|_| NotAKey)?;
+        Ok(CheckingKey {
+            parsed,
+            id: self.id.clone(),
+            modulus,
+            exponent,
+        })
+    }
+
+    pub(crate) fn sign(&self, kind: &str, claims: &impl Serialize) -> String {
+        self.sign_as(&self.id, kind, claims)
+    }
+
+    /// `id` as the key id: a service-account key file names its own.
+    pub(crate) fn sign_as(&self, id: &str, kind: &str, claims: &impl Serialize) -> String {
+        let header = Header {
+            alg: ALGORITHM.to_owned(),
+            kid: Some(id.to_owned()),
+            typ: Some(kind.to_owned()),
+            crit: None,
+        };
+        let mut token = part(&header);
+        token.push('.');
+        token.push_str(&part(claims));
+        let mut signature = vec![0; self.pair.public_modulus_len()];
+        self.pair
+            .sign(
+                &RSA_PKCS1_SHA256,
+                &SystemRandom::new(),
+                token.as_bytes(),
+                &mut signature,
+            )
+            .expect("a checked RSA key signs any text");
+        token.push('.');
+        token.push_str(&URL_SAFE_NO_PAD.encode(signature));
+        token
+    }
+}
+
+impl CheckingKey {
+    /// The same key under the id that its key file gives it.
+    pub(crate) fn known_as(self, id: String) -> Self {
+        Self { id, ..self }
+    }
+
+    /// What `token` says, if this key signed it.
+    pub(crate) fn check(&self, token: &str) -> Result<Signed, Flaw> {
+        let (signed, signature) = token.rsplit_once('.').ok_or(Flaw::Malformed("parts"))?;
+        let (header, claims) = signed.split_once('.').ok_or(Flaw::Malformed("parts"))?;
+        let header: Header = decoded(header)
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .ok_or(Flaw::Malformed("header"))?;
+        if header.alg != ALGORITHM {
+            return Err(Flaw::Algorithm(header.alg));
+        }
+        if header.crit.is_some() {
+            return Err(Flaw::Malformed("header: crit is not supported"));
+        }
+        if header.kid.as_deref() != Some(self.id.as_str()) {
+            return Err(Flaw::UnknownKey(header.kid));
+        }
+        let signature = decoded(signature).ok_or(Flaw::Malformed("signature"))?;
+        self.parsed
+            .verify_sig(signed.as_bytes(), &signature)
+            .map_err(|_| Flaw::Signature)?;
+        Ok(Signed {
+            kind: header.typ,
+            claims: decoded(claims).ok_or(Flaw::Malformed("claims"))?,
+        })
+    }
+
+    /// The key as RFC 7517 writes it.
+    pub(crate) fn jwk(&self) -> Value {
+        json!({
+            "kty": "RSA",
+            "alg": ALGORITHM,
+            "use": "sig",
+            "kid": self.id,
+            "n": URL_SAFE_NO_PAD.encode(&self.modulus),
+            "e": URL_SAFE_NO_PAD.encode(&self.exponent),
+        })
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({}, private part withheld)", self.id)
+    }
+}
+
+impl fmt::Debug for CheckingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CheckingKey({})", self.id)
+    }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}
+
+fn part(value: &impl Serialize) -> String {
+    URL_SAFE_NO_PAD.encode(serde_json::to_vec(value).expect("claims are plain JSON objects"))
+}
+
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(text).ok()
+}
