@@ -1,0 +1,58 @@
+//! How many instances a revision should have, and which of them takes the next request.
+//!
+//! Two pure machines live here: the [`pool`] of slots with its queue, and the [`autoscaler`]. They are apart from
+//! whoever runs them so that the same code serves three places: ingress runs the pool, control the autoscaler, the
+//! simulator both. What enters is arrivals, departures, instances and the time; what leaves is who may go on, who is
+//! told to wait or turned away, and a number of instances with its reason. Time and chance are arguments.
+
+pub mod autoscaler;
+pub mod pool;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use model::{InstanceId, RevisionKey};
+
+/// What control tells the ingress of every revision's instances. Whole, never a difference.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// Grows with each publication; [`Demand::applied`] says which one the ingress has taken in.
+    pub version: u64,
+    pub revisions: HashMap<RevisionKey, RevisionEndpoints>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevisionEndpoints {
+    /// Those that take requests, and those that only finish the ones they have.
+    pub instances: Vec<Endpoint>,
+    /// Being started now.
+    pub starting: u32,
+    /// How many starts have failed so far. When it grows while nothing is ready or starting, those who wait are told.
+    pub failed_starts: u64,
+    pub last_failure: Option<Arc<str>>,
+    /// How long a request may wait for a slot: max(3.5 times the average start-up, 10 s).
+    pub patience: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub instance: InstanceId,
+    /// Gets no new request.
+    pub draining: bool,
+}
+
+/// What the ingress tells control of every revision that has requests or instances. Whole, never a difference.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// The version of [`Endpoints`] that these numbers already obey: an instance that it marks as draining and that has
+    /// no request in flight here will get none any more.
+    pub applied: u64,
+    pub revisions: HashMap<RevisionKey, RevisionDemand>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevisionDemand {
+    pub in_flight: u32,
+    pub queued: u32,
+    /// In flight on each instance.
+    pub instances: Vec<(InstanceId, u32)>,
+}

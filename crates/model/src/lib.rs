@@ -14,6 +14,7 @@ mod iam;
 mod instance;
 mod name;
 mod quantity;
+mod record;
 mod revision;
 mod route;
 mod service;
@@ -35,6 +36,7 @@ pub use name::{
     NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, url_hash,
 };
 pub use quantity::{Cpu, Memory, QuantityError};
+pub use record::{Entry, LogLine, RequestRecord, Stream};
 pub use revision::{
     Concurrency, CpuAllocation, RequestTimeout, Revision, RevisionKey, RevisionState,
     RevisionTemplate, Sandbox, Scaling, template_violations,
