@@ -54,7 +54,7 @@ pub enum Stream {
 /// What the journal keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
-    Request(RequestRecord),
+    Request(Box<RequestRecord>),
     Line(LogLine),
     /// The service was changed: who, what.
     Audit {
