@@ -62,7 +62,15 @@ pub enum AuthorityError {
     KeyMissing { certificate: PathBuf },
     #[error("{} holds no certificate", path.display())]
     Certificate { path: PathBuf },
-    /// Expired, of another key, or not of an authority.
+    #[error(
+        "{} expired at {at} (unix seconds): remove it and {KEY_FILE} to make a new authority, which clients must \
+         then trust anew",
+        path.display()
+    )]
+    Expired { path: PathBuf, at: i64 },
+    #[error("{} is a certificate, but not an authority's", path.display())]
+    NotAnAuthority { path: PathBuf },
+    /// Of another key.
     #[error(
         "{} cannot vouch for this server's names: remove it and {KEY_FILE} to make a new authority",
         path.display()
@@ -192,10 +200,28 @@ impl Authority {
         Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
     }
 
-    /// Signs a leaf and checks it as a client would, so that a certificate that has expired or belongs to another key
-    /// is found at the start and not by the clients.
+    /// Signs a leaf and checks it as a client would, so that a certificate that has expired, is no authority's or
+    /// belongs to another key is found at the start and not by the clients.
     fn prove(&self, now: u64) -> Result<(), AuthorityError> {
         const NAME: &str = "homerun.localhost";
+        // two things that rustls does not look at in a trusted root, and other clients do
+        let (_, parsed) = x509_parser::parse_x509_certificate(&self.certificate).map_err(|_| {
+            AuthorityError::Certificate {
+                path: self.certificate_file.clone(),
+            }
+        })?;
+        if !parsed.is_ca() {
+            return Err(AuthorityError::NotAnAuthority {
+                path: self.certificate_file.clone(),
+            });
+        }
+        let at = parsed.validity().not_after.timestamp();
+        if u64::try_from(at).is_ok_and(|at| at <= now) {
+            return Err(AuthorityError::Expired {
+                path: self.certificate_file.clone(),
+                at,
+            });
+        }
         let unfit = |source| AuthorityError::Unfit {
             path: self.certificate_file.clone(),
             source,
@@ -383,5 +409,28 @@ impl fmt::Debug for Resolver {
         f.debug_struct("Resolver")
             .field("authority", &self.authority)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_unused_leaf_makes_room() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let now = 1_800_000_000;
+        let authority = Authority::open(dir.path(), now).expect("opens");
+        let key = authority.leaf("first.localhost", now).expect("a leaf");
+        let mut leaves = Leaves::default();
+        for number in 0..LEAVES {
+            leaves.keep(format!("{number}"), Arc::clone(&key), now);
+        }
+        assert!(leaves.find("0", now).is_some(), "used again");
+        leaves.keep("one more".to_owned(), key, now);
+        assert_eq!(leaves.by_name.len(), LEAVES);
+        assert!(leaves.find("0", now).is_some());
+        assert!(leaves.find("1", now).is_none());
+        assert!(leaves.find("one more", now).is_some());
     }
 }
