@@ -8,6 +8,7 @@
 //!
 //! One process at a time: an open store holds a lock on its directory.
 
+pub mod journal;
 mod lock;
 mod schema;
 mod snapshot;
@@ -16,6 +17,7 @@ mod writer;
 
 use std::{io, path::PathBuf, sync::Arc};
 
+pub use journal::Journal;
 pub use snapshot::Snapshot;
 pub use transaction::Transaction;
 pub use writer::Store;
@@ -77,7 +79,8 @@ fn holder(pid: Option<u32>) -> String {
     }
 }
 
-/// Why a write did not reach the disk. Nothing of the transaction is kept.
+/// Why a write is not known to have reached the disk. Nothing of the transaction is kept, except when it was the disk's
+/// answer to the commit itself that failed: then the snapshots that follow show whether it is there.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Shared, since several transactions may have waited for the one commit that failed.

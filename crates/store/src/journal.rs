@@ -1,0 +1,462 @@
+//! Log lines: what containers said, which requests came, who changed what. Written fast, kept within a limit, lost by
+//! the end of a process for at most [`FLUSH`]; never in the way of who writes.
+//!
+//! Entries enter through a bounded queue to one thread, which appends them as JSON lines to segments
+//! (`00000000000000000001.jsonl`, ...) and removes the oldest segments beyond the limit. What finds the queue full is
+//! dropped and counted, and the next line that gets through says how many. They leave by [`read_last`], newest first;
+//! lines that are no entry, such as the half line a crash leaves, are passed over.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    fs::{DirBuilder, File, OpenOptions},
+    io::{self, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use model::{Entry, RevisionKey, ServiceKey};
+use serde::{Deserialize, Serialize};
+
+/// Longest time that an entry stays in memory.
+pub const FLUSH: Duration = Duration::from_millis(200);
+
+/// Entries that may wait for the writer.
+const QUEUE: usize = 8192;
+
+/// Bytes, roughly, that waiting entries may hold: lines may be long.
+const QUEUE_BYTES: u64 = 32 << 20;
+
+/// Bytes collected before they are written without waiting for [`FLUSH`].
+const BUFFER: usize = 256 << 10;
+
+/// How much is kept, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// A segment that has reached this is closed.
+    pub segment: u64,
+    /// Whole segments are removed, oldest first, so that the one being written has room within this.
+    pub total: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            segment: 16 << 20,
+            total: 1 << 30,
+        }
+    }
+}
+
+/// Why the journal did not open, or could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use the log directory {}", dir.display())]
+    Directory {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot use the log segment {}", file.display())]
+    Segment {
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot start the writer of {}", dir.display())]
+    Thread {
+        dir: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Clones share one journal; when the last is dropped, what waits is written before the drop returns.
+#[derive(Clone)]
+pub struct Journal(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    counts: Arc<Counts>,
+    queue: Option<mpsc::SyncSender<(Entry, u64)>>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Counts {
+    dropped: AtomicU64,
+    waiting_bytes: AtomicU64,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, made if need be, with the usual limits. One process at a time: the store's lock on
+    /// the data directory sees to that.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        Self::open_with(dir, Limits::default())
+    }
+
+    pub fn open_with(dir: &Path, limits: Limits) -> Result<Self, Error> {
+        let segments = Segments::open(dir, limits)?;
+        let counts = Arc::new(Counts::default());
+        let (queue, entries) = mpsc::sync_channel(QUEUE);
+        let shared = counts.clone();
+        let writer = thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || Writer::new(segments, shared).run(&entries))
+            .map_err(|source| Error::Thread {
+                dir: dir.to_owned(),
+                source,
+            })?;
+        Ok(Self(Arc::new(Inner {
+            dir: dir.to_owned(),
+            counts,
+            queue: Some(queue),
+            writer: Some(writer),
+        })))
+    }
+
+    /// Never waits: with the queue full, the entry is dropped and counted.
+    pub fn write(&self, entry: Entry) {
+        let Inner { counts, queue, .. } = &*self.0;
+        let weight = weight(&entry);
+        let waiting = counts.waiting_bytes.fetch_add(weight, Ordering::Relaxed);
+        let queue = queue.as_ref().expect("there until the last drop");
+        if waiting > QUEUE_BYTES || queue.try_send((entry, weight)).is_err() {
+            counts.waiting_bytes.fetch_sub(weight, Ordering::Relaxed);
+            counts.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Entries lost since the journal was opened: queue full, or disk full.
+    pub fn dropped(&self) -> u64 {
+        self.0.counts.dropped.load(Ordering::Relaxed)
+    }
+
+    /// As [`read_last`], of this journal. What was written less than [`FLUSH`] ago may be missing.
+    pub fn read_last(&self, most: usize, of: &Of) -> Result<Vec<Entry>, Error> {
+        read_last(&self.0.dir, most, of)
+    }
+}
+
+impl fmt::Debug for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal")
+            .field("dir", &self.0.dir)
+            .field("dropped", &self.dropped())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!(dir = %self.dir.display(), "the writer of the journal panicked");
+        }
+    }
+}
+
+/// Bytes of memory, roughly.
+fn weight(entry: &Entry) -> u64 {
+    let text = match entry {
+        Entry::Request(request) => request.url.len() + request.user_agent.len(),
+        Entry::Line(line) => line.text.len(),
+        Entry::Audit { caller, method, .. } => caller.len() + method.len(),
+    };
+    512 + text as u64
+}
+
+/// The form on disk.
+#[derive(Serialize, Deserialize)]
+struct Line<E> {
+    /// How many were lost just before this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    dropped: u64,
+    entry: E,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+struct Writer {
+    segments: Segments,
+    counts: Arc<Counts>,
+    buffer: Vec<u8>,
+    /// Lines in `buffer`.
+    lines: u64,
+    /// Of the dropped ones, how many a line in a segment tells of.
+    told: u64,
+    /// The same with the lines in `buffer`.
+    telling: u64,
+    /// The last write failed, which was logged.
+    failing: bool,
+}
+
+impl Writer {
+    fn new(segments: Segments, counts: Arc<Counts>) -> Self {
+        Self {
+            segments,
+            counts,
+            buffer: Vec::new(),
+            lines: 0,
+            told: 0,
+            telling: 0,
+            failing: false,
+        }
+    }
+
+    fn run(mut self, entries: &mpsc::Receiver<(Entry, u64)>) {
+        // An idle journal sleeps without a clock.
+        while let Ok(first) = entries.recv() {
+            self.append(first);
+            let flush_at = Instant::now() + FLUSH;
+            while self.buffer.len() < BUFFER {
+                let left = flush_at.saturating_duration_since(Instant::now());
+                match entries.recv_timeout(left) {
+                    Ok(next) => self.append(next),
+                    Err(mpsc::RecvTimeoutError::Timeout | mpsc::RecvTimeoutError::Disconnected) => {
+                        break;
+                    }
+                }
+            }
+            self.flush();
+        }
+    }
+
+    fn append(&mut self, (entry, weight): (Entry, u64)) {
+        let all = self.counts.dropped.load(Ordering::Relaxed);
+        let line = Line {
+            dropped: all - self.telling,
+            entry,
+        };
+        serde_json::to_writer(&mut self.buffer, &line).expect("plain data, written to memory");
+        self.buffer.push(b'\n');
+        self.lines += 1;
+        self.telling = all;
+        self.counts
+            .waiting_bytes
+            .fetch_sub(weight, Ordering::Relaxed);
+    }
+
+    fn flush(&mut self) {
+        match self.segments.append(&self.buffer) {
+            Ok(()) => {
+                self.told = self.telling;
+                self.failing = false;
+            }
+            Err(error) => {
+                self.counts.dropped.fetch_add(self.lines, Ordering::Relaxed);
+                self.telling = self.told;
+                if !std::mem::replace(&mut self.failing, true) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, "log lines are being lost");
+                }
+            }
+        }
+        self.buffer.clear();
+        self.lines = 0;
+    }
+}
+
+/// The files, oldest first; the last is being written.
+struct Segments {
+    dir: PathBuf,
+    limits: Limits,
+    closed: VecDeque<(PathBuf, u64)>,
+    closed_bytes: u64,
+    number: u64,
+    file: File,
+    /// Of `file`, up to the last whole line.
+    length: u64,
+}
+
+impl Segments {
+    fn open(dir: &Path, limits: Limits) -> Result<Self, Error> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| Error::Directory {
+                dir: dir.to_owned(),
+                source,
+            })?;
+        let mut closed = VecDeque::new();
+        for (_, path) in list(dir)? {
+            let size = path.metadata().map_err(|source| Error::Segment {
+                file: path.clone(),
+                source,
+            })?;
+            closed.push_back((path, size.len()));
+        }
+        let number = list(dir)?.last().map_or(1, |(number, _)| *number);
+        closed.pop_back();
+        let (file, length) = open_segment(dir, number)?;
+        let mut segments = Self {
+            dir: dir.to_owned(),
+            limits,
+            closed_bytes: closed.iter().map(|(_, size)| size).sum(),
+            closed,
+            number,
+            file,
+            length,
+        };
+        segments.trim()?;
+        Ok(segments)
+    }
+
+    fn append(&mut self, lines: &[u8]) -> Result<(), Error> {
+        if self.length >= self.limits.segment {
+            let (file, length) = open_segment(&self.dir, self.number + 1)?;
+            self.closed
+                .push_back((segment_path(&self.dir, self.number), self.length));
+            self.closed_bytes += self.length;
+            self.number += 1;
+            self.file = file;
+            self.length = length;
+            self.trim()?;
+        }
+        let written = self.file.write_all(lines).map_err(|source| Error::Segment {
+            file: segment_path(&self.dir, self.number),
+            source,
+        });
+        match written {
+            Ok(()) => self.length += lines.len() as u64,
+            // Half a batch would be counted as lost and yet be read; failing that too, the reader copes.
+            Err(_) => drop(self.file.set_len(self.length)),
+        }
+        written
+    }
+
+    fn trim(&mut self) -> Result<(), Error> {
+        while self.closed_bytes + self.limits.segment > self.limits.total
+            && let Some((file, size)) = self.closed.pop_front()
+        {
+            self.closed_bytes -= size;
+            std::fs::remove_file(&file).map_err(|source| Error::Segment { file, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn segment_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:020}.jsonl"))
+}
+
+/// The segments there are, oldest first.
+fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
+    let directory = |source| Error::Directory {
+        dir: dir.to_owned(),
+        source,
+    };
+    let mut found = Vec::new();
+    for file in std::fs::read_dir(dir).map_err(directory)? {
+        let path = file.map_err(directory)?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_suffix(".jsonl"))
+            .and_then(|digits| digits.parse().ok());
+        if let Some(number) = number {
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Opens the segment for appending; a half line at its end is closed, to be passed over.
+fn open_segment(dir: &Path, number: u64) -> Result<(File, u64), Error> {
+    let path = segment_path(dir, number);
+    let open = || {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .read(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)?;
+        let length = file.seek(SeekFrom::End(0))?;
+        if length == 0 {
+            return Ok((file, 0));
+        }
+        let mut last = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut last, length - 1)?;
+        if last == *b"\n" {
+            return Ok((file, length));
+        }
+        file.write_all(b"\n")?;
+        Ok((file, length + 1))
+    };
+    open().map_err(|source| Error::Segment {
+        file: path.clone(),
+        source,
+    })
+}
+
+/// Which entries are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Of {
+    Everything,
+    Service(ServiceKey),
+    /// Its requests and lines; audit entries are the service's.
+    Revision(RevisionKey),
+}
+
+impl Of {
+    fn admits(&self, entry: &Entry) -> bool {
+        let (service, revision) = match entry {
+            Entry::Request(request) => (request.service.as_ref(), request.revision.as_ref()),
+            Entry::Line(line) => (Some(&line.of.service), Some(&line.of)),
+            Entry::Audit { service, .. } => (Some(service), None),
+        };
+        match self {
+            Self::Everything => true,
+            Self::Service(wanted) => service == Some(wanted),
+            Self::Revision(wanted) => revision == Some(wanted),
+        }
+    }
+
+    /// A text that every line of it contains, to pass over the others unparsed.
+    fn mark(&self) -> &str {
+        match self {
+            Self::Everything => "",
+            Self::Service(key) => key.name.as_str(),
+            Self::Revision(key) => key.name.as_str(),
+        }
+    }
+}
+
+/// The newest entries, at most `most`, newest first. Reads files: not for a thread that serves requests.
+pub fn read_last(dir: &Path, most: usize, of: &Of) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
+    for (_, file) in list(dir)?.into_iter().rev() {
+        let bytes = match std::fs::read(&file) {
+            Ok(bytes) => bytes,
+            // Removed since, being the oldest.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(source) => return Err(Error::Segment { file, source }),
+        };
+        for line in bytes.rsplit(|byte| *byte == b'\n') {
+            if found.len() == most {
+                return Ok(found);
+            }
+            let entry = std::str::from_utf8(line)
+                .ok()
+                .filter(|line| line.contains(of.mark()))
+                .and_then(|line| serde_json::from_str::<Line<Entry>>(line).ok())
+                .map(|line| line.entry);
+            found.extend(entry.filter(|entry| of.admits(entry)));
+        }
+    }
+    Ok(found)
+}
