@@ -180,9 +180,7 @@ impl Images {
     pub(crate) fn put_small_blob(&self, content: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(content);
         if self.blob_length(&digest)?.is_none() {
-            self.shared
-                .disk
-                .write(&self.shared.disk.blob(&digest), content)?;
+            self.shared.disk.write(&self.shared.disk.blob(&digest), content)?;
         }
         Ok(digest)
     }
@@ -248,12 +246,7 @@ impl Images {
 
     /// Adds a chunk and answers the new length. `at` is where the client says it begins; `None` takes its word that it
     /// continues. After an error the bytes before this chunk are still there.
-    pub async fn append(
-        &self,
-        upload: &UploadId,
-        at: Option<u64>,
-        chunk: Bytes,
-    ) -> Result<u64, Error> {
+    pub async fn append(&self, upload: &UploadId, at: Option<u64>, chunk: Bytes) -> Result<u64, Error> {
         let writer = self.upload(upload)?;
         let upload = upload.clone();
         blocking(move || {
@@ -319,10 +312,7 @@ impl Images {
     }
 
     fn uploads(&self) -> MutexGuard<'_, std::collections::HashMap<UploadId, Upload>> {
-        self.shared
-            .uploads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -30,10 +30,7 @@ impl Digest {
         let mut hex = String::with_capacity(64);
         for byte in self.0 {
             for nibble in [byte >> 4, byte & 15] {
-                hex.push(
-                    char::from_digit(u32::from(nibble), 16)
-                        .expect("a nibble is one hexadecimal digit"),
-                );
+                hex.push(char::from_digit(u32::from(nibble), 16).expect("a nibble is one hexadecimal digit"));
             }
         }
         hex
@@ -117,10 +114,7 @@ mod tests {
     fn reads_only_the_one_form() {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").to_string(), empty);
-        assert_eq!(
-            empty.parse::<Digest>().expect("well formed"),
-            Digest::of(b"")
-        );
+        assert_eq!(empty.parse::<Digest>().expect("well formed"), Digest::of(b""));
         for text in [
             "",
             "sha256:",
@@ -131,10 +125,7 @@ mod tests {
             "sha256:../../../../../../../../../../../../../../../../../../../../../a",
         ] {
             let refused = text.parse::<Digest>().expect_err(text);
-            assert!(
-                refused.to_string().contains(&format!("{text:?}")),
-                "{refused}"
-            );
+            assert!(refused.to_string().contains(&format!("{text:?}")), "{refused}");
         }
     }
 

@@ -32,8 +32,7 @@ impl Disk {
         }
         // Unpacked layers hold setuid programs of whoever pushed them: no local user may walk in and run one.
         for dir in [disk.layers(), disk.tmp()] {
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
-                .map_err(Error::io("close", &dir))?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).map_err(Error::io("close", &dir))?;
         }
         Ok(disk)
     }
@@ -97,9 +96,7 @@ impl Disk {
 
     /// Gives a finished temporary file its name, durably. An older file of that name is replaced.
     pub(crate) fn publish(file: NamedTempFile, path: &Path) -> Result<(), Error> {
-        file.as_file()
-            .sync_all()
-            .map_err(Error::io("write", path))?;
+        file.as_file().sync_all().map_err(Error::io("write", path))?;
         let parent = path.parent().expect("every path of the store has a parent");
         create_dir_durably(parent).map_err(Error::io("create", parent))?;
         file.persist(path)

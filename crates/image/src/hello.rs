@@ -22,11 +22,8 @@ pub async fn install(images: &Images, program: &'static [u8]) -> Result<Digest, 
         let reference: Reference = REFERENCE.parse().expect("the constant is a reference");
         let layer = layer(program);
         let diff_id = Digest::of(&layer);
-        let mut gzip = GzBuilder::new()
-            .mtime(0)
-            .write(Vec::new(), Compression::fast());
-        gzip.write_all(&layer)
-            .expect("writing to memory does not fail");
+        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::fast());
+        gzip.write_all(&layer).expect("writing to memory does not fail");
         let layer = gzip.finish().expect("writing to memory does not fail");
         let config = json!({
             "architecture": machine_architecture(),
@@ -106,7 +103,5 @@ fn layer(program: &[u8]) -> Vec<u8> {
     );
     add("tmp/", tar::EntryType::Directory, 0o1777, b"");
     add("hello", tar::EntryType::Regular, 0o755, program);
-    archive
-        .into_inner()
-        .expect("writing to memory does not fail")
+    archive.into_inner().expect("writing to memory does not fail")
 }

@@ -38,10 +38,7 @@ pub enum LayoutError {
         source: io::Error,
     },
     #[error("{} is not an OCI image layout: it has no {missing}", path.display())]
-    NotALayout {
-        path: PathBuf,
-        missing: &'static str,
-    },
+    NotALayout { path: PathBuf, missing: &'static str },
     #[error("{} has layout version {version:?}, only 1.0.0 is supported", path.display())]
     Version { path: PathBuf, version: String },
     #[error("{file} of {} is not valid", path.display())]
@@ -73,7 +70,7 @@ pub enum LayoutError {
         path: PathBuf,
         digest: Digest,
         #[source]
-        source: Error,
+        source: Box<Error>,
     },
 }
 
@@ -167,20 +164,17 @@ impl Layout {
         let mut imported = Vec::with_capacity(named.len());
         for (descriptor, reference) in named {
             let digest = descriptor.digest;
-            let store = |source| LayoutError::Store {
+            let store = |source: Error| LayoutError::Store {
                 path: self.path.clone(),
                 digest,
-                source,
+                source: Box::new(source),
             };
             let source = is_directory.then_some(self.path.as_path());
             let content = self
                 .bring(descriptor, &reference, source, MAX_INDEX_DEPTH)
                 .map_err(store)?;
             let tag = reference.tag().cloned().unwrap_or_else(Tag::latest);
-            if reference
-                .digest()
-                .is_some_and(|expected| expected != digest)
-            {
+            if reference.digest().is_some_and(|expected| expected != digest) {
                 let expected = reference.digest().unwrap_or(digest);
                 return Err(store(Error::DigestMismatch {
                     expected,
@@ -213,11 +207,7 @@ impl Layout {
             name.filter(|name| name.contains(['/', ':']))
         });
         let Some(text) = found else {
-            let found = descriptor
-                .annotations
-                .get(REF_NAME)
-                .cloned()
-                .unwrap_or_default();
+            let found = descriptor.annotations.get(REF_NAME).cloned().unwrap_or_default();
             return Err(LayoutError::NoName {
                 path: self.path.clone(),
                 digest: descriptor.digest,
@@ -266,10 +256,10 @@ impl Layout {
             let path = path.strip_prefix(b"./").unwrap_or(&path);
             match path {
                 b"oci-layout" => {
-                    heads.marker = Some(read_head(&mut entry).map_err(self.read_error())?)
+                    heads.marker = Some(read_head(&mut entry).map_err(self.read_error())?);
                 }
                 b"index.json" => {
-                    heads.index = Some(read_head(&mut entry).map_err(self.read_error())?)
+                    heads.index = Some(read_head(&mut entry).map_err(self.read_error())?);
                 }
                 path => {
                     let hex = path
@@ -278,10 +268,10 @@ impl Layout {
                     let Some(digest) = hex.and_then(Digest::from_hex) else {
                         continue;
                     };
-                    let store = |source| LayoutError::Store {
+                    let store = |source: Error| LayoutError::Store {
                         path: self.path.clone(),
                         digest,
-                        source,
+                        source: Box::new(source),
                     };
                     if self.images.blob_length(&digest).map_err(store)?.is_none() {
                         self.images
@@ -323,8 +313,7 @@ impl Layout {
                 let chosen = index.choose()?.digest;
                 for child in &index.manifests {
                     match self.bring(child, reference, source, depth) {
-                        Err(Error::BlobUnknown { .. } | Error::Manifest(_))
-                            if child.digest != chosen => {}
+                        Err(Error::BlobUnknown { .. } | Error::Manifest(_)) if child.digest != chosen => {}
                         other => drop(other?),
                     }
                 }
@@ -362,8 +351,7 @@ impl Layout {
 /// Reads a whole file that must be small.
 fn read_head(file: impl Read) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    file.take(MAX_MANIFEST_BYTES + 1)
-        .read_to_end(&mut content)?;
+    file.take(MAX_MANIFEST_BYTES + 1).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_MANIFEST_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
     }

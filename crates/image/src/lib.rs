@@ -47,8 +47,7 @@ pub use crate::reference::{Reference, ReferenceError, Repository, Tag, Version};
 pub use crate::repository::{MAX_MANIFEST_BYTES, StoredManifest};
 pub use crate::resolve::{ResolveError, ResolvedImage, is_own_host};
 pub use crate::unpack::{
-    EnsureError, EntryError, MAX_LAYER_BYTES, MAX_LAYER_ENTRIES, MAX_LAYERS, MAX_OWNER,
-    UnpackError, Unpacked,
+    EnsureError, EntryError, MAX_LAYER_BYTES, MAX_LAYER_ENTRIES, MAX_LAYERS, MAX_OWNER, UnpackError, Unpacked,
 };
 pub use crate::user::{User, UserError, user};
 
@@ -84,10 +83,7 @@ impl Images {
     }
 
     /// The same with the path of docker's configuration file; `None` pulls anonymously.
-    pub fn open_with_docker_config(
-        dir: &Path,
-        docker_config: Option<PathBuf>,
-    ) -> Result<Images, Error> {
+    pub fn open_with_docker_config(dir: &Path, docker_config: Option<PathBuf>) -> Result<Images, Error> {
         let unpackers = std::thread::available_parallelism()
             .map_or(1, std::num::NonZero::get)
             .min(4);
@@ -149,11 +145,7 @@ impl Error {
     /// For `map_err`: names what was being done to which path.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
-        move |source| Error::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Error::Io { action, path, source }
     }
 }
 

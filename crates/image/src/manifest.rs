@@ -163,10 +163,7 @@ struct Head {
 
 impl Manifest {
     /// Reads a manifest; `sent` is the media type it came with, if any. Answers with the type that holds.
-    pub(crate) fn read(
-        content: &[u8],
-        sent: Option<&str>,
-    ) -> Result<(Manifest, String), ManifestError> {
+    pub(crate) fn read(content: &[u8], sent: Option<&str>) -> Result<(Manifest, String), ManifestError> {
         let head: Head = serde_json::from_slice(content).map_err(ManifestError::Json)?;
         if head.schema_version != 2 {
             return Err(ManifestError::SchemaVersion {
@@ -188,8 +185,7 @@ impl Manifest {
         };
         let manifest = match holds.as_str() {
             media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => {
-                let image: ImageManifest =
-                    serde_json::from_slice(content).map_err(ManifestError::Json)?;
+                let image: ImageManifest = serde_json::from_slice(content).map_err(ManifestError::Json)?;
                 if image.layers.len() > MAX_LAYERS {
                     return Err(ManifestError::TooManyLayers {
                         layers: image.layers.len(),
@@ -210,12 +206,7 @@ impl Index {
     /// The manifest for this machine: without a variant if there is one, else the first in the order of the index; an
     /// entry that names no platform only when nothing else fits.
     pub(crate) fn choose(&self) -> Result<&Descriptor, ManifestError> {
-        let here = |descriptor: &&Descriptor| {
-            descriptor
-                .platform
-                .as_ref()
-                .is_some_and(Platform::runs_here)
-        };
+        let here = |descriptor: &&Descriptor| descriptor.platform.as_ref().is_some_and(Platform::runs_here);
         let plain = |descriptor: &&Descriptor| {
             descriptor.platform.as_ref().is_some_and(|platform| {
                 platform
@@ -287,7 +278,7 @@ impl ConfigBlob {
             #[serde(deserialize_with = "null_is_default")]
             user: String,
             #[serde(deserialize_with = "null_is_default")]
-            exposed_ports: BTreeMap<String, serde::de::IgnoredAny>,
+            exposed_ports: BTreeMap<String, serde_json::Value>,
             #[serde(deserialize_with = "null_is_default")]
             labels: BTreeMap<String, String>,
         }
@@ -304,8 +295,8 @@ impl ConfigBlob {
             config: Run,
             rootfs: RootFs,
         }
-        let whole: Whole = serde_json::from_slice(content)
-            .map_err(|source| ManifestError::Config { digest, source })?;
+        let whole: Whole =
+            serde_json::from_slice(content).map_err(|source| ManifestError::Config { digest, source })?;
         let run = whole.config;
         Ok(ConfigBlob {
             platform: whole.platform,
@@ -413,7 +404,7 @@ mod tests {
             let index = Index { manifests: entries };
             match (index.choose(), chosen) {
                 (Ok(found), Some(chosen)) => {
-                    assert_eq!(found.digest, Digest::of(chosen.as_bytes()))
+                    assert_eq!(found.digest, Digest::of(chosen.as_bytes()));
                 }
                 (Err(refused), None) => {
                     let text = refused.to_string();

@@ -9,9 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, fstat, openat, readlinkat, statat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fgetxattr, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
 /// Most links that one path may lead through.
@@ -66,8 +64,7 @@ pub(crate) fn root(layers: &[PathBuf]) -> Result<Merged, Errno> {
 
 fn is_opaque(dir: impl AsFd) -> bool {
     let mut value = [0; 1];
-    fgetxattr(dir, "trusted.overlay.opaque", &mut value[..])
-        .is_ok_and(|length| length == 1 && value == *b"y")
+    fgetxattr(dir, "trusted.overlay.opaque", &mut value[..]).is_ok_and(|length| length == 1 && value == *b"y")
 }
 
 fn look_up(merged: &Merged, name: &[u8]) -> Result<Found, Errno> {
@@ -93,12 +90,12 @@ fn look_up(merged: &Merged, name: &[u8]) -> Result<Found, Errno> {
         }
         // Whatever is not a directory ends the merge; the uppermost decides what is seen.
         if below.is_empty() {
-            return Ok(match kind {
-                FileType::CharacterDevice if stat.st_rdev == 0 => Found::Nothing,
-                FileType::Symlink => {
-                    Found::Link(readlinkat(&*part.dir, name, Vec::new())?.into_bytes())
-                }
-                _ => Found::Other(part.clone()),
+            return Ok(if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+                Found::Nothing
+            } else if kind == FileType::Symlink {
+                Found::Link(readlinkat(&*part.dir, name, Vec::new())?.into_bytes())
+            } else {
+                Found::Other(part.clone())
             });
         }
         break;
@@ -113,7 +110,7 @@ fn look_up(merged: &Merged, name: &[u8]) -> Result<Found, Errno> {
 /// The merged directory at a plain path (no links are followed); `None` if there is none.
 pub(crate) fn directory(root: &Merged, path: &Path) -> Result<Option<Merged>, Errno> {
     let mut at = root.clone();
-    for name in path.iter() {
+    for name in path {
         match look_up(&at, name.as_bytes())? {
             Found::Directory(next) => at = next,
             Found::Nothing | Found::Link(_) | Found::Other(_) => return Ok(None),
@@ -155,8 +152,7 @@ pub(crate) fn open_file(root: &Merged, path: &str) -> Result<Option<File>, Errno
                 // Without waiting for a writer, should it be a pipe.
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = openat(&*part.dir, OsStr::from_bytes(&name), flags, Mode::empty())?;
-                let regular =
-                    FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile;
+                let regular = FileType::from_raw_mode(fstat(&file)?.st_mode) == FileType::RegularFile;
                 return Ok(regular.then(|| File::from(file)));
             }
         }

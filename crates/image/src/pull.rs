@@ -29,7 +29,7 @@ use crate::{Error, Images, blocking};
 
 /// Longest wait for a connection, and for the next bytes of an answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 /// How deep indexes may name indexes.
 const MAX_INDEX_DEPTH: usize = 4;
 
@@ -107,9 +107,7 @@ impl Source {
         let (host, path) = (repository.host().to_owned(), repository.path().to_owned());
         match version {
             Version::Tag(tag) => oci_client::Reference::with_tag(host, path, tag.to_string()),
-            Version::Digest(digest) => {
-                oci_client::Reference::with_digest(host, path, digest.to_string())
-            }
+            Version::Digest(digest) => oci_client::Reference::with_digest(host, path, digest.to_string()),
         }
     }
 
@@ -127,17 +125,11 @@ impl Source {
     async fn bring(&self, content: Vec<u8>) -> Result<(), ResolveError> {
         let mut path = vec![content];
         loop {
-            let last = path
-                .last()
-                .expect("begins with one manifest and only grows");
-            let (manifest, _) =
-                Manifest::read(last, None).map_err(|error| self.cannot_run(error))?;
+            let last = path.last().expect("begins with one manifest and only grows");
+            let (manifest, _) = Manifest::read(last, None).map_err(|error| self.cannot_run(error))?;
             match manifest {
                 Manifest::Index(index) => {
-                    let next = index
-                        .choose()
-                        .map_err(|error| self.cannot_run(error))?
-                        .digest;
+                    let next = index.choose().map_err(|error| self.cannot_run(error))?.digest;
                     if path.len() == MAX_INDEX_DEPTH {
                         return Err(self.cannot_run(ManifestError::IndexDepth {
                             digest: Digest::of(&path[0]),
@@ -156,13 +148,7 @@ impl Source {
             // Innermost first: whoever finds the index finds its manifest.
             for content in path.iter().rev() {
                 let version = Version::Digest(Digest::of(content));
-                images.link_manifest(
-                    &repository,
-                    &version,
-                    None,
-                    content,
-                    Completeness::OneOfIndex,
-                )?;
+                images.link_manifest(&repository, &version, None, content, Completeness::OneOfIndex)?;
             }
             Ok(())
         })
@@ -180,10 +166,9 @@ impl Source {
         }
         self.blob(&manifest.config).await?;
         let (images, digest) = (self.images.clone(), manifest.config.digest);
-        let config =
-            blocking(move || images.small_blob(&digest, "image configuration", MAX_CONFIG_BYTES))
-                .await
-                .map_err(|error| ResolveError::store(&self.asked, error))?;
+        let config = blocking(move || images.small_blob(&digest, "image configuration", MAX_CONFIG_BYTES))
+            .await
+            .map_err(|error| ResolveError::store(&self.asked, error))?;
         ConfigBlob::read(&config, digest)
             .and_then(|config| config.check(manifest))
             .map_err(|error| self.cannot_run(error))?;
@@ -247,9 +232,7 @@ impl Source {
         }
         pulled.map_err(|error| refusal(&self.asked, error))?;
         let path = self.images.shared.disk.blob(&digest);
-        blocking(move || Disk::publish(temp, &path))
-            .await
-            .map_err(store)
+        blocking(move || Disk::publish(temp, &path)).await.map_err(store)
     }
 
     fn cannot_run(&self, source: ManifestError) -> ResolveError {
@@ -268,11 +251,7 @@ struct Sink {
 }
 
 impl AsyncWrite for Sink {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if bytes.len() as u64 > self.left {
             self.overflowed = true;
             return Poll::Ready(Err(io::ErrorKind::FileTooLarge.into()));
@@ -294,21 +273,17 @@ impl AsyncWrite for Sink {
 /// Translates the client's errors. Texts of registries are dropped where they may carry more than a user should see.
 fn refusal(reference: &Reference, error: OciDistributionError) -> ResolveError {
     let reference = reference.clone();
-    let codes = |wanted: &[OciErrorCode]| match &error {
-        OciDistributionError::RegistryError { envelope, .. } => envelope
-            .errors
-            .iter()
-            .any(|entry| wanted.contains(&entry.code)),
-        _ => false,
-    };
-    let status = match &error {
-        OciDistributionError::ServerError { code, .. } => Some(*code),
-        _ => None,
-    };
+    let mut status = None;
+    let mut answered = &[][..];
+    if let OciDistributionError::ServerError { code, .. } = &error {
+        status = Some(*code);
+    } else if let OciDistributionError::RegistryError { envelope, .. } = &error {
+        answered = &envelope.errors[..];
+    }
+    let codes = |wanted: &[OciErrorCode]| answered.iter().any(|entry| wanted.contains(&entry.code));
     let refused = matches!(
         error,
-        OciDistributionError::UnauthorizedError { .. }
-            | OciDistributionError::AuthenticationFailure(_)
+        OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_)
     );
     if refused
         || matches!(status, Some(401 | 403))
@@ -329,9 +304,7 @@ fn refusal(reference: &Reference, error: OciDistributionError) -> ResolveError {
     {
         return ResolveError::NotFound { reference };
     }
-    if let OciDistributionError::DigestError(DigestError::VerificationError { expected, actual }) =
-        error
-    {
+    if let OciDistributionError::DigestError(DigestError::VerificationError { expected, actual }) = error {
         return ResolveError::DigestMismatch {
             reference,
             expected,
@@ -394,10 +367,7 @@ fn credential(config: Option<&Path>, host: &str) -> Result<RegistryAuth, &'stati
                 CredentialRetrievalError::NoCredentialConfigured
                 | CredentialRetrievalError::HelperFailure { .. },
             ) => {}
-            Err(
-                CredentialRetrievalError::ConfigNotFound
-                | CredentialRetrievalError::ConfigReadError,
-            ) => {
+            Err(CredentialRetrievalError::ConfigNotFound | CredentialRetrievalError::ConfigReadError) => {
                 return Err("docker's config.json is not valid");
             }
             Err(CredentialRetrievalError::HelperCommunicationError) => {
@@ -455,9 +425,8 @@ mod tests {
                 "t.example":{"identitytoken":"x"},"bad.example":{"auth":"!"}}}"#,
         )
         .expect("written");
-        let basic = |user: &str, password: &str| {
-            Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned()))
-        };
+        let basic =
+            |user: &str, password: &str| Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned()));
         assert_eq!(credential(Some(&config), "r.example"), basic("u", "p"));
         assert_eq!(credential(Some(&config), "docker.io"), basic("h", "d"));
         assert_eq!(

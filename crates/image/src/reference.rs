@@ -27,9 +27,7 @@ pub enum ReferenceError {
         "repository {path:?} is not valid: expected components of a-z and 0-9, inside them also single . or _, __ or any number of -, separated by /, at most 255 characters"
     )]
     Path { path: String },
-    #[error(
-        "tag {tag:?} is not valid: expected at most 128 of A-Z a-z 0-9 _ . -, not beginning with . or -"
-    )]
+    #[error("tag {tag:?} is not valid: expected at most 128 of A-Z a-z 0-9 _ . -, not beginning with . or -")]
     Tag { tag: String },
     #[error("image reference {text:?} has no valid digest")]
     Digest {
@@ -94,9 +92,7 @@ impl FromStr for Repository {
             return Err(none());
         }
         let (host, path) = match text.split_once('/') {
-            Some((first, rest))
-                if first == "localhost" || first.contains(['.', ':']) || has_upper(first) =>
-            {
+            Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) || has_upper(first) => {
                 (first, rest)
             }
             Some(_) | None => (DOCKER, text),
@@ -166,9 +162,7 @@ impl FromStr for Tag {
         {
             Ok(Tag(text.to_owned()))
         } else {
-            Err(ReferenceError::Tag {
-                tag: text.to_owned(),
-            })
+            Err(ReferenceError::Tag { tag: text.to_owned() })
         }
     }
 }
@@ -397,8 +391,7 @@ fn is_component(text: &str) -> bool {
             .position(|byte| alphanumeric(*byte))
             .map_or(bytes.len(), |next| at + next);
         let separator = &text[at..end];
-        let joins =
-            matches!(separator, "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-');
+        let joins = matches!(separator, "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-');
         if word == 0 || !joins || end == bytes.len() {
             return false;
         }
@@ -419,20 +412,8 @@ mod tests {
     fn normalises_as_docker_does() {
         let pinned = format!("sha256:{HEX}");
         for (text, host, path, tag, digest) in [
-            (
-                "python",
-                "docker.io",
-                "library/python",
-                Some("latest"),
-                None,
-            ),
-            (
-                "python:3.12",
-                "docker.io",
-                "library/python",
-                Some("3.12"),
-                None,
-            ),
+            ("python", "docker.io", "library/python", Some("latest"), None),
+            ("python:3.12", "docker.io", "library/python", Some("3.12"), None),
             (
                 "bitnami/redis",
                 "docker.io",
@@ -455,20 +436,8 @@ mod tests {
                 None,
             ),
             ("localhost/a", "localhost", "a", Some("latest"), None),
-            (
-                "localhost:5000/a/b:v1",
-                "localhost:5000",
-                "a/b",
-                Some("v1"),
-                None,
-            ),
-            (
-                "127.0.0.1:5000/a",
-                "127.0.0.1:5000",
-                "a",
-                Some("latest"),
-                None,
-            ),
+            ("localhost:5000/a/b:v1", "localhost:5000", "a/b", Some("v1"), None),
+            ("127.0.0.1:5000/a", "127.0.0.1:5000", "a", Some("latest"), None),
             ("[::1]:5000/a", "[::1]:5000", "a", Some("latest"), None),
             (
                 "Registry.Example/a",
@@ -499,17 +468,12 @@ mod tests {
                 Some(pinned.as_str()),
             ),
         ] {
-            let reference: Reference = text
-                .parse()
-                .unwrap_or_else(|error| panic!("{text}: {error}"));
+            let reference: Reference = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(reference.repository().host(), host, "{text}");
             assert_eq!(reference.repository().path(), path, "{text}");
             assert_eq!(reference.tag().map(Tag::as_str), tag, "{text}");
             assert_eq!(
-                reference
-                    .digest()
-                    .map(|digest| digest.to_string())
-                    .as_deref(),
+                reference.digest().map(|digest| digest.to_string()).as_deref(),
                 digest,
                 "{text}"
             );
@@ -550,26 +514,15 @@ mod tests {
         }
         let long = "a".repeat(256);
         assert!(long.parse::<Reference>().is_err());
-        assert!(
-            format!("a:{}", "t".repeat(129))
-                .parse::<Reference>()
-                .is_err()
-        );
-        assert!(
-            format!("a:{}", "t".repeat(128))
-                .parse::<Reference>()
-                .is_ok()
-        );
+        assert!(format!("a:{}", "t".repeat(129)).parse::<Reference>().is_err());
+        assert!(format!("a:{}", "t".repeat(128)).parse::<Reference>().is_ok());
     }
 
     #[test]
     fn a_version_is_a_tag_or_a_digest() {
         assert_eq!("v1".parse::<Version>().expect("tag").to_string(), "v1");
         let digest = format!("sha256:{HEX}");
-        assert_eq!(
-            digest.parse::<Version>().expect("digest").to_string(),
-            digest
-        );
+        assert_eq!(digest.parse::<Version>().expect("digest").to_string(), digest);
         assert!("../v1".parse::<Version>().is_err());
         assert!("sha256:zz".parse::<Version>().is_err());
     }

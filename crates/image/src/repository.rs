@@ -55,10 +55,7 @@ impl Images {
             });
         }
         let names = Disk::names(&self.shared.disk.tags(repository))?;
-        Ok(names
-            .into_iter()
-            .filter_map(|name| name.parse().ok())
-            .collect())
+        Ok(names.into_iter().filter_map(|name| name.parse().ok()).collect())
     }
 
     /// All repositories that hold a manifest, sorted.
@@ -88,11 +85,7 @@ impl Images {
     }
 
     /// A manifest of a repository with the media type it was pushed with.
-    pub fn manifest(
-        &self,
-        repository: &Repository,
-        version: &Version,
-    ) -> Result<StoredManifest, Error> {
+    pub fn manifest(&self, repository: &Repository, version: &Version) -> Result<StoredManifest, Error> {
         let unknown = || Error::ManifestUnknown {
             repository: repository.clone(),
             version: version.clone(),
@@ -101,8 +94,7 @@ impl Images {
             Version::Digest(digest) => *digest,
             Version::Tag(tag) => self.tag(repository, tag)?.ok_or_else(unknown)?,
         };
-        let link =
-            Disk::read(&self.shared.disk.manifest(repository, &digest))?.ok_or_else(unknown)?;
+        let link = Disk::read(&self.shared.disk.manifest(repository, &digest))?.ok_or_else(unknown)?;
         let media_type = String::from_utf8_lossy(&link).trim_end().to_owned();
         let content = self.small_blob(&digest, "manifest", MAX_MANIFEST_BYTES)?;
         Ok(StoredManifest {
@@ -161,9 +153,7 @@ impl Images {
             });
         }
         let must: Vec<&Descriptor> = match &manifest {
-            Manifest::Image(image) => std::iter::once(&image.config)
-                .chain(&image.layers)
-                .collect(),
+            Manifest::Image(image) => std::iter::once(&image.config).chain(&image.layers).collect(),
             Manifest::Index(index) => match completeness {
                 Completeness::All => index.manifests.iter().collect(),
                 Completeness::OneOfIndex => Vec::new(),
@@ -186,22 +176,13 @@ impl Images {
     }
 
     /// Points a tag at a manifest that the repository already holds. Blocks on the disk.
-    pub(crate) fn set_tag(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-        digest: &Digest,
-    ) -> Result<(), Error> {
+    pub(crate) fn set_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Error> {
         let disk = &self.shared.disk;
         disk.write(&disk.tag(repository, tag), digest.to_string().as_bytes())
     }
 
     /// Removes a tag, or a manifest with all tags that point at it. Blobs stay: other images may share them.
-    pub async fn delete_manifest(
-        &self,
-        repository: &Repository,
-        version: &Version,
-    ) -> Result<(), Error> {
+    pub async fn delete_manifest(&self, repository: &Repository, version: &Version) -> Result<(), Error> {
         let (images, repository, version) = (self.clone(), repository.clone(), version.clone());
         blocking(move || {
             let disk = &images.shared.disk;
@@ -222,10 +203,7 @@ impl Images {
             if removed {
                 Ok(())
             } else {
-                Err(Error::ManifestUnknown {
-                    repository,
-                    version,
-                })
+                Err(Error::ManifestUnknown { repository, version })
             }
         })
         .await
@@ -239,11 +217,8 @@ impl Images {
             match Manifest::read(&content, None)?.0 {
                 Manifest::Index(index) => at = index.choose()?.digest,
                 Manifest::Image(manifest) => {
-                    let content = self.small_blob(
-                        &manifest.config.digest,
-                        "image configuration",
-                        MAX_CONFIG_BYTES,
-                    )?;
+                    let content =
+                        self.small_blob(&manifest.config.digest, "image configuration", MAX_CONFIG_BYTES)?;
                     let config = ConfigBlob::read(&content, manifest.config.digest)?;
                     config.check(&manifest)?;
                     return Ok(Chosen {

@@ -31,16 +31,11 @@ impl ResolvedImage {
 pub enum ResolveError {
     #[error("image {reference} not found")]
     NotFound { reference: Reference },
-    #[error(
-        "not allowed to pull image {reference}: the registry refused the credentials of this machine"
-    )]
+    #[error("not allowed to pull image {reference}: the registry refused the credentials of this machine")]
     Unauthorized { reference: Reference },
     /// Only what can be told without showing the credential.
     #[error("docker's credential for {registry} is not usable: {reason}")]
-    Credential {
-        registry: String,
-        reason: &'static str,
-    },
+    Credential { registry: String, reason: &'static str },
     #[error("image {reference} cannot run here")]
     Manifest {
         reference: Reference,
@@ -53,9 +48,7 @@ pub enum ResolveError {
         expected: String,
         actual: String,
     },
-    #[error(
-        "image {reference}: blob {digest} has more than the {size} bytes that its manifest says"
-    )]
+    #[error("image {reference}: blob {digest} has more than the {size} bytes that its manifest says")]
     Size {
         reference: Reference,
         digest: Digest,

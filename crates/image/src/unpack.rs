@@ -109,9 +109,7 @@ impl Images {
         let digest = *digest;
         let store = |source| EnsureError::Store { digest, source };
         let images = self.clone();
-        let chosen = blocking(move || images.choose(&digest))
-            .await
-            .map_err(store)?;
+        let chosen = blocking(move || images.choose(&digest)).await.map_err(store)?;
 
         let mut unpacking = JoinSet::new();
         for (layer, diff_id) in chosen.manifest.layers.iter().zip(&chosen.config.diff_ids) {
@@ -136,9 +134,7 @@ impl Images {
 
         let images = self.clone();
         let diff_ids = without_repetition(&chosen.config.diff_ids);
-        let layers = blocking(move || images.stack(&diff_ids))
-            .await
-            .map_err(store)?;
+        let layers = blocking(move || images.stack(&diff_ids)).await.map_err(store)?;
         Ok(Unpacked {
             manifest: chosen.digest,
             layers,
@@ -192,11 +188,12 @@ impl Images {
 
         let mut stream = Stream::open(blob.file, limits.bytes).map_err(UnpackError::Read)?;
         let limit_hit = Rc::clone(&stream.limit_hit);
-        let read_error = |error| match limit_hit.get() {
-            true => UnpackError::Bytes {
-                limit: limits.bytes,
-            },
-            false => UnpackError::Read(error),
+        let read_error = |error| {
+            if limit_hit.get() {
+                UnpackError::Bytes { limit: limits.bytes }
+            } else {
+                UnpackError::Read(error)
+            }
         };
         let allowance = Rc::clone(&stream.allowance);
         let mut tree = Layer::new(&root, limits.entries)?;
@@ -209,9 +206,7 @@ impl Images {
             allowance.set(None);
             if let Err(error) = tree.add(&mut entry) {
                 return Err(if limit_hit.get() {
-                    UnpackError::Bytes {
-                        limit: limits.bytes,
-                    }
+                    UnpackError::Bytes { limit: limits.bytes }
                 } else {
                     error
                 });
@@ -219,7 +214,6 @@ impl Images {
             // What an entry's kind does not need is data all the same.
             io::copy(&mut entry, &mut io::sink()).map_err(&read_error)?;
         }
-        drop(entries);
         allowance.set(None);
         io::copy(&mut stream, &mut io::sink()).map_err(&read_error)?;
         let bytes = stream.total;
@@ -306,8 +300,7 @@ impl Read for Stream {
         }
         if let Some(left) = self.allowance.get() {
             let Some(left) = left.checked_sub(length as u64) else {
-                let text =
-                    format!("more than {MAX_HEADER_BYTES} bytes of headers before one entry");
+                let text = format!("more than {MAX_HEADER_BYTES} bytes of headers before one entry");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             };
             self.allowance.set(Some(left));

@@ -46,16 +46,14 @@ impl Images {
         }
         let place = disk.layer(&digester.finish());
         if !place.is_dir() {
-            let wrong = wrong(&layers, &implied).map_err(|errno| {
-                Error::io("read the directories of", &disk.layers())(errno.into())
-            })?;
+            let wrong = wrong(&layers, &implied)
+                .map_err(|errno| Error::io("read the directories of", &disk.layers())(errno.into()))?;
             let temp = disk.temp_dir()?;
             let root = temp.path().join("root");
             fs::create_dir(&root).map_err(Error::io("create", &root))?;
             if !wrong.is_empty() {
                 for (path, attributes) in &wrong {
-                    make(&root.join(path), *attributes)
-                        .map_err(Error::io("create", &root.join(path)))?;
+                    make(&root.join(path), *attributes).map_err(Error::io("create", &root.join(path)))?;
                 }
             }
             fs::write(temp.path().join("empty"), wrong.is_empty().to_string())
@@ -79,10 +77,7 @@ impl Images {
 }
 
 /// Every directory that would show attributes nobody meant, with those that are meant, parents first.
-fn wrong(
-    layers: &[PathBuf],
-    implied: &[BTreeSet<String>],
-) -> Result<Vec<(PathBuf, Attributes)>, Errno> {
+fn wrong(layers: &[PathBuf], implied: &[BTreeSet<String>]) -> Result<Vec<(PathBuf, Attributes)>, Errno> {
     let root = merged::root(layers)?;
     let paths: BTreeSet<&Path> = implied.iter().flatten().map(Path::new).collect();
     let mut needed: BTreeSet<PathBuf> = BTreeSet::new();
@@ -108,9 +103,7 @@ fn wrong(
 /// What the uppermost layer that describes the directory says; where none does, what unpacking gave it.
 fn meant(parts: &Merged, path: &Path, implied: &[BTreeSet<String>]) -> Result<Attributes, Errno> {
     let text = path.to_str().expect("made of the text of a note");
-    let describes = parts
-        .iter()
-        .find(|part| !implied[part.layer].contains(text));
+    let describes = parts.iter().find(|part| !implied[part.layer].contains(text));
     Ok(attributes(&describes.unwrap_or(&parts[0]).stat()?))
 }
 

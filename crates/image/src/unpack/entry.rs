@@ -10,9 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat,
-    utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
+    fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::EntryType;
@@ -111,24 +110,21 @@ impl Layer {
             return Err(UnpackError::Entries { limit: self.limit });
         }
         self.added += 1;
-        self.place(entry, &path)
-            .map_err(|source| UnpackError::Entry {
-                path: String::from_utf8_lossy(&path).into_owned(),
-                source,
-            })
+        self.place(entry, &path).map_err(|source| UnpackError::Entry {
+            path: String::from_utf8_lossy(&path).into_owned(),
+            source,
+        })
     }
 
-    fn place(
-        &mut self,
-        entry: &mut tar::Entry<'_, impl Read>,
-        path: &[u8],
-    ) -> Result<(), EntryError> {
-        let kind = match entry.header().entry_type() {
-            // Archives of before 1988 know a directory by its slash.
-            EntryType::Regular if path.ends_with(b"/") => EntryType::Directory,
-            EntryType::Continuous | EntryType::GNUSparse => EntryType::Regular,
-            kind => kind,
-        };
+    fn place(&mut self, entry: &mut tar::Entry<'_, impl Read>, path: &[u8]) -> Result<(), EntryError> {
+        let mut kind = entry.header().entry_type();
+        if matches!(kind, EntryType::Continuous | EntryType::GNUSparse) {
+            kind = EntryType::Regular;
+        }
+        // Archives of before 1988 know a directory by its slash.
+        if kind == EntryType::Regular && path.ends_with(b"/") {
+            kind = EntryType::Directory;
+        }
         if kind == EntryType::XGlobalHeader {
             return Ok(());
         }
@@ -147,6 +143,10 @@ impl Layer {
             return self.hide(above, name, hidden);
         }
         let os_name = OsStr::from_bytes(name);
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the archive's kinds are an open set"
+        )]
         match kind {
             EntryType::Directory => {
                 let look = look(entry)?;
@@ -156,8 +156,7 @@ impl Layer {
                     mkdirat(&parent, os_name, Mode::RWXU).map_err(EntryError::os("make"))?;
                 }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let dir = openat(&parent, os_name, flags, Mode::empty())
-                    .map_err(EntryError::os("open"))?;
+                let dir = openat(&parent, os_name, flags, Mode::empty()).map_err(EntryError::os("open"))?;
                 if before == Before::Whiteout {
                     make_opaque(&dir)?;
                 }
@@ -169,14 +168,10 @@ impl Layer {
                 let look = look(entry)?;
                 let parent = self.tree.directory(above)?;
                 Tree::clear(&parent, name, false)?;
-                let flags = OFlags::WRONLY
-                    | OFlags::CREATE
-                    | OFlags::EXCL
-                    | OFlags::NOFOLLOW
-                    | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mode = Mode::RUSR | Mode::WUSR;
-                let file =
-                    openat(&parent, os_name, flags, mode).map_err(EntryError::os("create"))?;
+                let file = openat(&parent, os_name, flags, mode).map_err(EntryError::os("create"))?;
                 let mut file = File::from(file);
                 copy_data(entry, &mut file)?;
                 let file = OwnedFd::from(file);
@@ -188,8 +183,7 @@ impl Layer {
                 let target = entry.link_name_bytes().unwrap_or_default().into_owned();
                 let parent = self.tree.directory(above)?;
                 Tree::clear(&parent, name, false)?;
-                symlinkat(OsStr::from_bytes(&target), &parent, os_name)
-                    .map_err(EntryError::os("link"))?;
+                symlinkat(OsStr::from_bytes(&target), &parent, os_name).map_err(EntryError::os("link"))?;
                 look.put_on_name(&parent, os_name)?;
             }
             EntryType::Link => {
@@ -200,8 +194,7 @@ impl Layer {
                 let look = look(entry)?;
                 let parent = self.tree.directory(above)?;
                 Tree::clear(&parent, name, false)?;
-                mknodat(&parent, os_name, FileType::Fifo, Mode::RUSR, 0)
-                    .map_err(EntryError::os("make"))?;
+                mknodat(&parent, os_name, FileType::Fifo, Mode::RUSR, 0).map_err(EntryError::os("make"))?;
                 look.put_on_name(&parent, os_name)?;
                 chmodat(&parent, os_name, look.mode, AtFlags::empty())
                     .map_err(EntryError::os("set the mode of"))?;
@@ -243,8 +236,7 @@ impl Layer {
             Err(error) => Err(EntryError::os("look at")(error)),
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let dir = openat(&parent, os_name, flags, Mode::empty())
-                    .map_err(EntryError::os("open"))?;
+                let dir = openat(&parent, os_name, flags, Mode::empty()).map_err(EntryError::os("open"))?;
                 make_opaque(&dir)
             }
             // A file of this layer hides lower ones by being there.
@@ -277,12 +269,10 @@ impl Layer {
         }
         Tree::clear(&parent, name, false)?;
         // Replacing a directory may have removed the target with it, hence the error has the target's name.
-        linkat(&from, target_name, &parent, os_name, AtFlags::empty()).map_err(
-            |errno| match errno {
-                Errno::NOENT => absent(),
-                other => EntryError::os("link")(other),
-            },
-        )
+        linkat(&from, target_name, &parent, os_name, AtFlags::empty()).map_err(|errno| match errno {
+            Errno::NOENT => absent(),
+            other => EntryError::os("link")(other),
+        })
     }
 
     /// Sets what had to wait, and tells which directories no entry described.
@@ -331,11 +321,7 @@ fn look(entry: &mut tar::Entry<'_, impl Read>) -> Result<Look, EntryError> {
             let extension = extension.map_err(EntryError::Header)?;
             let Ok(key) = extension.key() else { continue };
             if key == "mtime" {
-                modified = extension
-                    .value()
-                    .ok()
-                    .and_then(read_time)
-                    .unwrap_or(modified);
+                modified = extension.value().ok().and_then(read_time).unwrap_or(modified);
             } else if key.starts_with("GNU.sparse.") {
                 return Err(EntryError::Sparse);
             } else if let Some(name) = key.strip_prefix("SCHILY.xattr.")

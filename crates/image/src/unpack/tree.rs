@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fsetxattr, mkdirat, mknodat,
-    openat, openat2, readlinkat, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fsetxattr, mkdirat, mknodat, openat,
+    openat2, readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -23,9 +23,7 @@ const MAX_LINKS: usize = 40;
 /// How often a walk is begun again because something else on the machine was renamed meanwhile.
 const RETRIES: usize = 1000;
 
-const DIRECTORY: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_XDEV)
@@ -85,8 +83,7 @@ pub(super) fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
 
 /// Makes overlayfs ignore what lower layers have in this directory.
 pub(super) fn make_opaque(dir: &OwnedFd) -> Result<(), EntryError> {
-    fsetxattr(dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-        .map_err(EntryError::os("mark opaque"))
+    fsetxattr(dir, "trusted.overlay.opaque", b"y", XattrFlags::empty()).map_err(EntryError::os("mark opaque"))
 }
 
 /// Makes overlayfs hide what lower layers have under this name.
@@ -103,12 +100,7 @@ pub(super) fn make_whiteout(dir: &OwnedFd, name: &[u8]) -> Result<(), EntryError
 
 impl Tree {
     pub(super) fn new(root: &Path) -> Result<Tree, Errno> {
-        let root = openat(
-            rustix::fs::CWD,
-            root,
-            DIRECTORY | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )?;
+        let root = openat(rustix::fs::CWD, root, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
         Ok(Tree {
             root,
             implied: BTreeSet::from([Parts::new()]),
@@ -190,21 +182,15 @@ impl Tree {
                 let Some(links) = links.checked_sub(1) else {
                     return Err(EntryError::os("open the directory of")(Errno::LOOP));
                 };
-                let target =
-                    readlinkat(&parent, os_name, Vec::new()).map_err(EntryError::os("read"))?;
+                let target = readlinkat(&parent, os_name, Vec::new()).map_err(EntryError::os("read"))?;
                 return self.directory_within(&led_to(above, target.as_bytes())?, links);
             }
             Ok(_) => return Err(EntryError::os("open the directory of")(Errno::NOTDIR)),
         };
         mkdirat(&parent, os_name, Mode::from_raw_mode(0o755))
             .map_err(EntryError::os("make the directory of"))?;
-        let dir = openat(
-            &parent,
-            os_name,
-            DIRECTORY | OFlags::NOFOLLOW,
-            Mode::empty(),
-        )
-        .map_err(EntryError::os("open the directory of"))?;
+        let dir = openat(&parent, os_name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(EntryError::os("open the directory of"))?;
         // The process's umask must not show.
         rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o755))
             .map_err(EntryError::os("make the directory of"))?;
@@ -230,11 +216,7 @@ impl Tree {
     }
 
     /// Clears the place of an entry: a directory stays if the entry is one too, all else goes.
-    pub(super) fn clear(
-        parent: &OwnedFd,
-        name: &[u8],
-        for_directory: bool,
-    ) -> Result<Before, EntryError> {
+    pub(super) fn clear(parent: &OwnedFd, name: &[u8], for_directory: bool) -> Result<Before, EntryError> {
         let name = OsStr::from_bytes(name);
         let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(Before::Nothing),
