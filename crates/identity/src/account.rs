@@ -62,9 +62,7 @@ impl ServiceAccountKey {
 
     /// Reads the key file at `path`, which must be open to its owner only.
     pub fn read(path: &Path) -> Result<Self, AccountError> {
-        let text = key_file::read(path)?.ok_or_else(|| AccountError::Missing {
-            path: path.to_owned(),
-        })?;
+        let text = key_file::read(path)?.ok_or_else(|| AccountError::Missing { path: path.to_owned() })?;
         Self::from_json(&text)
     }
 
@@ -112,11 +110,7 @@ pub enum Ask<'a> {
 ///
 /// # Errors
 /// [`AccountError::PrivateKey`] if the key in the file cannot sign.
-pub fn sign_assertion(
-    key: &ServiceAccountKey,
-    ask: Ask<'_>,
-    now: u64,
-) -> Result<String, AccountError> {
+pub fn sign_assertion(key: &ServiceAccountKey, ask: Ask<'_>, now: u64) -> Result<String, AccountError> {
     let mut claims = json!({
         "iss": key.client_email,
         "sub": key.client_email,
@@ -128,7 +122,5 @@ pub fn sign_assertion(
         Ask::Scope(scope) => claims["scope"] = scope.into(),
         Ask::Audience(audience) => claims["target_audience"] = audience.into(),
     }
-    Ok(key
-        .signing_key()?
-        .sign_as(&key.private_key_id, "JWT", &claims))
+    Ok(key.signing_key()?.sign_as(&key.private_key_id, "JWT", &claims))
 }

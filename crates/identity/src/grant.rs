@@ -27,13 +27,9 @@ pub enum OauthError {
     Missing(&'static str),
     #[error("parameter {0} is given more than once")]
     Repeated(&'static str),
-    #[error(
-        "grant_type {0:?} is not supported, expected {JWT_BEARER} with a service-account assertion"
-    )]
+    #[error("grant_type {0:?} is not supported, expected {JWT_BEARER} with a service-account assertion")]
     GrantType(String),
-    #[error(
-        "refresh tokens are not given out by this server, use the service-account key of this Homerun"
-    )]
+    #[error("refresh tokens are not given out by this server, use the service-account key of this Homerun")]
     RefreshToken,
     #[error("assertion is malformed ({0})")]
     Malformed(&'static str),
@@ -51,9 +47,7 @@ pub enum OauthError {
     Expired { expired: u64, now: u64 },
     #[error("assertion was issued at {issued}, it is {now} (unix seconds)")]
     NotYetValid { issued: u64, now: u64 },
-    #[error(
-        "assertion claims a life of {seconds} seconds, at most {LONGEST_ASSERTION} are allowed"
-    )]
+    #[error("assertion claims a life of {seconds} seconds, at most {LONGEST_ASSERTION} are allowed")]
     TooLong { seconds: u64 },
     #[error("account {account:?} may not act for {subject:?}")]
     Delegation { account: String, subject: String },
@@ -158,10 +152,7 @@ impl Keys {
 
 fn in_time(issued: u64, expires: u64, now: u64) -> Result<(), OauthError> {
     if expires.saturating_add(SKEW_SECONDS) <= now {
-        return Err(OauthError::Expired {
-            expired: expires,
-            now,
-        });
+        return Err(OauthError::Expired { expired: expires, now });
     }
     if issued > now.saturating_add(SKEW_SECONDS) {
         return Err(OauthError::NotYetValid { issued, now });
@@ -276,10 +267,7 @@ mod tests {
         assert!(issuer.check_identity(&assertion, |_| true, NOW).is_err());
         // nor is a token an assertion
         let token = issuer.mint_identity(setting.keys.owner().caller(), TOKEN_URI, NOW);
-        assert!(matches!(
-            setting.post(&token),
-            Err(OauthError::UnknownKey(Some(_)))
-        ));
+        assert!(matches!(setting.post(&token), Err(OauthError::UnknownKey(Some(_)))));
     }
 
     #[test]
@@ -361,9 +349,7 @@ mod tests {
         let foreign = sign_assertion(&theirs.account, ask, NOW).expect("signs");
         assert_eq!(
             ours.post(&foreign),
-            Err(OauthError::UnknownKey(Some(
-                theirs.account.private_key_id.clone()
-            )))
+            Err(OauthError::UnknownKey(Some(theirs.account.private_key_id.clone())))
         );
         let mut disguised = theirs.account.clone();
         disguised.private_key_id = ours.account.private_key_id.clone();
@@ -372,32 +358,21 @@ mod tests {
         // {"alg":"none"}
         let rest = disguised.split_once('.').expect("three parts").1;
         let unsigned = format!("eyJhbGciOiJub25lIn0.{rest}");
-        assert_eq!(
-            ours.post(&unsigned),
-            Err(OauthError::Algorithm("none".to_owned()))
-        );
+        assert_eq!(ours.post(&unsigned), Err(OauthError::Algorithm("none".to_owned())));
     }
 
     #[test]
     fn other_grants_and_broken_forms_are_refused() {
         let setting = setting();
         for (pairs, error, code) in [
-            (
-                form(&[]),
-                OauthError::Missing("grant_type"),
-                "invalid_request",
-            ),
+            (form(&[]), OauthError::Missing("grant_type"), "invalid_request"),
             (
                 form(&[("grant_type", JWT_BEARER)]),
                 OauthError::Missing("assertion"),
                 "invalid_request",
             ),
             (
-                form(&[
-                    ("grant_type", JWT_BEARER),
-                    ("assertion", "a"),
-                    ("assertion", "b"),
-                ]),
+                form(&[("grant_type", JWT_BEARER), ("assertion", "a"), ("assertion", "b")]),
                 OauthError::Repeated("assertion"),
                 "invalid_request",
             ),

@@ -125,16 +125,11 @@ impl Owner {
     }
 }
 
-fn read_or_make(
-    path: &Path,
-    make: impl FnOnce() -> Result<String, NotAKey>,
-) -> Result<String, KeyError> {
+fn read_or_make(path: &Path, make: impl FnOnce() -> Result<String, NotAKey>) -> Result<String, KeyError> {
     if let Some(text) = key_file::read(path)? {
         return Ok(text);
     }
-    let text = make().map_err(|NotAKey| KeyError::Generate {
-        path: path.to_owned(),
-    })?;
+    let text = make().map_err(|NotAKey| KeyError::Generate { path: path.to_owned() })?;
     key_file::create(path, &text, 0o600)?;
     // another first start may have been quicker, and then its key is the one
     Ok(key_file::read(path)?.unwrap_or(text))
@@ -171,10 +166,7 @@ mod tests {
         let again = Keys::open(&dir, "another-project").expect("opens again");
         assert_eq!(first.issuer().jwks(), again.issuer().jwks());
         assert_eq!(first.owner().caller(), again.owner().caller());
-        assert_eq!(
-            again.owner().caller().email,
-            "owner@my-project.iam.gserviceaccount.com"
-        );
+        assert_eq!(again.owner().caller().email, "owner@my-project.iam.gserviceaccount.com");
     }
 
     #[test]
@@ -197,8 +189,7 @@ mod tests {
     fn a_key_open_to_others_is_refused() {
         let base = tempfile::tempdir().expect("a temporary directory");
         let keys = Keys::open(base.path(), "p").expect("opens");
-        fs::set_permissions(keys.owner_key_file(), fs::Permissions::from_mode(0o644))
-            .expect("chmod");
+        fs::set_permissions(keys.owner_key_file(), fs::Permissions::from_mode(0o644)).expect("chmod");
         let refusal = Keys::open(base.path(), "p").expect_err("0644 is refused");
         assert!(matches!(
             refusal,
@@ -215,10 +206,7 @@ mod tests {
         fs::write(&path, &text[..text.len() / 2]).expect("cuts");
         let refusal = Keys::open(base.path(), "p").expect_err("half a key");
         assert!(refusal.to_string().contains("issuer.pem"), "{refusal}");
-        assert_eq!(
-            fs::read_to_string(&path).expect("reads").len(),
-            text.len() / 2
-        );
+        assert_eq!(fs::read_to_string(&path).expect("reads").len(), text.len() / 2);
     }
 
     #[test]

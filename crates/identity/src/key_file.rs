@@ -81,9 +81,7 @@ pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), KeyFileError> {
     let written = write_draft(&draft, text, mode).and_then(|()| link_new(&draft, path));
     let removed = fs::remove_file(&draft);
     written.and(removed).map_err(failed)?;
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(failed)
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 fn write_draft(draft: &Path, text: &str, mode: u32) -> io::Result<()> {

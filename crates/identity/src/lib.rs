@@ -19,7 +19,4 @@ mod token;
 pub use account::{AccountError, Ask, ServiceAccountKey, sign_assertion};
 pub use grant::{JWT_BEARER, OauthError, TOKEN_URI};
 pub use key::{KeyError, Keys, Owner};
-pub use token::{
-    CLOUD_PLATFORM_SCOPE, Caller, GCLOUD_AUDIENCE, IDENTITY_ISSUER, Issuer, TOKEN_SECONDS,
-    TokenError,
-};
+pub use token::{CLOUD_PLATFORM_SCOPE, Caller, GCLOUD_AUDIENCE, IDENTITY_ISSUER, Issuer, TOKEN_SECONDS, TokenError};

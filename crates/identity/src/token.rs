@@ -53,10 +53,7 @@ pub enum TokenError {
         expected: &'static str,
     },
     #[error("token issuer is {found:?}, expected {expected:?}")]
-    Issuer {
-        found: String,
-        expected: &'static str,
-    },
+    Issuer { found: String, expected: &'static str },
     #[error("token audience {found:?} is not accepted here")]
     Audience { found: String },
     #[error("token expired at {expired}, it is {now} (unix seconds)")]
@@ -170,9 +167,7 @@ impl Issuer {
             .split_ascii_whitespace()
             .any(|scope| scope == CLOUD_PLATFORM_SCOPE)
         {
-            return Err(TokenError::Scope {
-                found: claims.scope,
-            });
+            return Err(TokenError::Scope { found: claims.scope });
         }
         Ok(Caller {
             email: claims.email,
@@ -181,12 +176,7 @@ impl Issuer {
     }
 
     /// Who sent this ID token to a service that answers to the audiences for which `accepts` is true.
-    pub fn check_identity(
-        &self,
-        token: &str,
-        accepts: impl Fn(&str) -> bool,
-        now: u64,
-    ) -> Result<Caller, TokenError> {
+    pub fn check_identity(&self, token: &str, accepts: impl Fn(&str) -> bool, now: u64) -> Result<Caller, TokenError> {
         let claims: IdentityClaims = self.checked(token, IDENTITY_KIND)?;
         same_issuer(claims.iss, IDENTITY_ISSUER)?;
         if !accepts(&claims.aud) {
@@ -204,11 +194,7 @@ impl Issuer {
         json!({ "keys": [self.checking.jwk()] })
     }
 
-    fn checked<C: DeserializeOwned>(
-        &self,
-        token: &str,
-        expected: &'static str,
-    ) -> Result<C, TokenError> {
+    fn checked<C: DeserializeOwned>(&self, token: &str, expected: &'static str) -> Result<C, TokenError> {
         let signed = self.checking.check(token)?;
         if signed.kind.as_deref() != Some(expected) {
             return Err(TokenError::Kind {
@@ -230,10 +216,7 @@ fn same_issuer(found: String, expected: &'static str) -> Result<(), TokenError> 
 
 fn in_time(issued: u64, not_before: Option<u64>, expires: u64, now: u64) -> Result<(), TokenError> {
     if now >= expires {
-        return Err(TokenError::Expired {
-            expired: expires,
-            now,
-        });
+        return Err(TokenError::Expired { expired: expires, now });
     }
     let from = not_before.map_or(issued, |from| from.max(issued));
     if from > now.saturating_add(SKEW_SECONDS) {
@@ -385,10 +368,7 @@ mod tests {
         claims.aud = "https://other".to_owned();
         let token = issuer.signing.sign(ACCESS_KIND, &claims);
         let found = "https://other".to_owned();
-        assert_eq!(
-            issuer.check_access(&token, NOW),
-            Err(TokenError::Audience { found })
-        );
+        assert_eq!(issuer.check_access(&token, NOW), Err(TokenError::Audience { found }));
     }
 
     #[test]
@@ -443,10 +423,7 @@ mod tests {
         let issuer = issuer();
         let token = issuer.mint_access(&owner(), "openid email", NOW);
         let found = "openid email".to_owned();
-        assert_eq!(
-            issuer.check_access(&token, NOW),
-            Err(TokenError::Scope { found })
-        );
+        assert_eq!(issuer.check_access(&token, NOW), Err(TokenError::Scope { found }));
     }
 
     #[test]
@@ -458,15 +435,9 @@ mod tests {
         claims.email = "root@my-project.iam.gserviceaccount.com".to_owned();
         let claims = URL_SAFE_NO_PAD.encode(serde_json::to_string(&claims).expect("json"));
         let forged = format!("{}.{claims}.{}", parts[0], parts[2]);
-        assert_eq!(
-            check_identity(&issuer, &forged, NOW),
-            Err(TokenError::Signature)
-        );
+        assert_eq!(check_identity(&issuer, &forged, NOW), Err(TokenError::Signature));
         let unsigned = format!("{}.{}.", parts[0], parts[1]);
-        assert_eq!(
-            check_identity(&issuer, &unsigned, NOW),
-            Err(TokenError::Signature)
-        );
+        assert_eq!(check_identity(&issuer, &unsigned, NOW), Err(TokenError::Signature));
     }
 
     #[test]
@@ -502,19 +473,11 @@ mod tests {
         let (ours, theirs) = (issuer(), issuer());
         let token = theirs.mint_identity(&owner(), SERVICE, NOW);
         let kid = Some(theirs.signing.id().to_owned());
-        assert_eq!(
-            check_identity(&ours, &token, NOW),
-            Err(TokenError::UnknownKey { kid })
-        );
+        assert_eq!(check_identity(&ours, &token, NOW), Err(TokenError::UnknownKey { kid }));
         // nor does it help to claim our key's id
         let claims = identity_claims();
-        let token = theirs
-            .signing
-            .sign_as(ours.signing.id(), IDENTITY_KIND, &claims);
-        assert_eq!(
-            check_identity(&ours, &token, NOW),
-            Err(TokenError::Signature)
-        );
+        let token = theirs.signing.sign_as(ours.signing.id(), IDENTITY_KIND, &claims);
+        assert_eq!(check_identity(&ours, &token, NOW), Err(TokenError::Signature));
         let token = with_header(&token, &json!({"alg": "RS256", "typ": "JWT"}));
         assert_eq!(
             check_identity(&ours, &token, NOW),
