@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use identity::key_file::{self, KeyFileError};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
 };
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
@@ -75,10 +75,7 @@ pub enum AuthorityError {
         "{} cannot vouch for this server's names: remove it and {KEY_FILE} to make a new authority",
         path.display()
     )]
-    Unfit {
-        path: PathBuf,
-        source: rustls::Error,
-    },
+    Unfit { path: PathBuf, source: rustls::Error },
     #[error("cannot sign a certificate for {name}")]
     Sign { name: String, source: rcgen::Error },
     #[error("cannot use the key signed for {name}")]
@@ -109,15 +106,11 @@ impl Authority {
             Some(text) => text,
             None => make_certificate(&certificate_file, &key, now)?,
         };
-        let certificate = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| {
-            AuthorityError::Certificate {
-                path: certificate_file.clone(),
-            }
+        let certificate = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| AuthorityError::Certificate {
+            path: certificate_file.clone(),
         })?;
-        let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(|_| {
-            AuthorityError::Certificate {
-                path: certificate_file.clone(),
-            }
+        let issuer = rcgen::Issuer::from_ca_cert_der(&certificate, key).map_err(|_| AuthorityError::Certificate {
+            path: certificate_file.clone(),
         })?;
         let authority = Self {
             issuer,
@@ -136,22 +129,16 @@ impl Authority {
 
     /// TLS for a listener that serves every name for which `side` knows one, and all of Google's. `alpn` in order of
     /// preference. A client that sends another name, or none, gets no certificate and its handshake fails.
-    pub fn server_config(
-        self: &Arc<Self>,
-        side: SideOf,
-        clock: Clock,
-        alpn: &[&[u8]],
-    ) -> Arc<ServerConfig> {
-        let mut config =
-            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .expect("the provider has TLS 1.2 and 1.3")
-                .with_no_client_auth()
-                .with_cert_resolver(Arc::new(Resolver {
-                    authority: Arc::clone(self),
-                    side,
-                    clock,
-                }));
+    pub fn server_config(self: &Arc<Self>, side: SideOf, clock: Clock, alpn: &[&[u8]]) -> Arc<ServerConfig> {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has TLS 1.2 and 1.3")
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Resolver {
+                authority: Arc::clone(self),
+                side,
+                clock,
+            }));
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         if let Ok(ticketer) = aws_lc_rs::Ticketer::new() {
             config.ticketer = ticketer;
@@ -184,9 +171,7 @@ impl Authority {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(refused)?;
         let mut params = CertificateParams::new(vec![name.0.clone()]).map_err(refused)?;
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, "Homerun");
+        params.distinguished_name.push(DnType::OrganizationName, "Homerun");
         set_validity(&mut params, now, LEAF_DAYS);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -205,11 +190,10 @@ impl Authority {
     fn prove(&self, now: u64) -> Result<(), AuthorityError> {
         const NAME: &str = "homerun.localhost";
         // two things that rustls does not look at in a trusted root, and other clients do
-        let (_, parsed) = x509_parser::parse_x509_certificate(&self.certificate).map_err(|_| {
-            AuthorityError::Certificate {
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(&self.certificate).map_err(|_| AuthorityError::Certificate {
                 path: self.certificate_file.clone(),
-            }
-        })?;
+            })?;
         if !parsed.is_ca() {
             return Err(AuthorityError::NotAnAuthority {
                 path: self.certificate_file.clone(),
@@ -229,12 +213,10 @@ impl Authority {
         let leaf = self.sign(&LeafName::of(NAME), now)?;
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).map_err(unfit)?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(
-            Arc::new(roots),
-            Arc::new(aws_lc_rs::default_provider()),
-        )
-        .build()
-        .map_err(|error| unfit(rustls::Error::General(error.to_string())))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::new(aws_lc_rs::default_provider()))
+                .build()
+                .map_err(|error| unfit(rustls::Error::General(error.to_string())))?;
         let name = ServerName::try_from(NAME).expect("a DNS name");
         verifier
             .verify_server_cert(
@@ -283,15 +265,9 @@ fn open_key(key_file: &Path, certificate_file: &Path) -> Result<KeyPair, Authori
 fn make_certificate(path: &Path, key: &KeyPair, now: u64) -> Result<String, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, "Homerun");
+    params.distinguished_name.push(DnType::OrganizationName, "Homerun");
     // two Homeruns on one machine are told apart in its list of authorities
-    let tail = key
-        .public_key_raw()
-        .last_chunk()
-        .copied()
-        .unwrap_or_default();
+    let tail = key.public_key_raw().last_chunk().copied().unwrap_or_default();
     let name = format!("Homerun local authority {:08x}", u32::from_be_bytes(tail));
     params.distinguished_name.push(DnType::CommonName, name);
     set_validity(&mut params, now, AUTHORITY_DAYS);

@@ -126,17 +126,11 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// Serves `listener` until `shutdown` completes, then drains: no new connection, no new request, and what is in flight
 /// has [`Limits::drain`] to end.
-pub async fn serve(
-    listener: TcpListener,
-    door: Arc<Door>,
-    shutdown: impl Future<Output = ()>,
-) -> Drained {
+pub async fn serve(listener: TcpListener, door: Arc<Door>, shutdown: impl Future<Output = ()>) -> Drained {
     let port = listener.local_addr().map_or(0, |address| address.port());
-    let tls = door.authority.server_config(
-        Arc::clone(&door.side),
-        door.clock,
-        &[b"h2".as_slice(), b"http/1.1"],
-    );
+    let tls = door
+        .authority
+        .server_config(Arc::clone(&door.side), door.clock, &[b"h2".as_slice(), b"http/1.1"]);
     let seats = Arc::new(Semaphore::new(door.limits.connections));
     let (stop, stopping) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -184,10 +178,7 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    seats: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+async fn accept(listener: &TcpListener, seats: &Arc<Semaphore>) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     let seat = Arc::clone(seats)
         .acquire_owned()
         .await
@@ -397,9 +388,7 @@ impl Client {
 fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
     // the limits on heads and idleness are kept by `watch_over`, for both versions alike
-    builder
-        .header_read_timeout(None)
-        .max_header_size(HEAD_BYTES as usize);
+    builder.header_read_timeout(None).max_header_size(HEAD_BYTES as usize);
     builder
 }
 

@@ -57,11 +57,7 @@ pub(crate) enum Refusal {
     #[error("host {host} is not served by this Homerun, and nothing is forwarded")]
     Foreign { host: String },
     #[error("port {port} of {host} is not served by this Homerun, expected {expected}")]
-    Port {
-        host: String,
-        port: u16,
-        expected: String,
-    },
+    Port { host: String, port: u16, expected: String },
     #[error("scheme {scheme} in a proxy request to {host} is not supported, use CONNECT for https")]
     Scheme { scheme: String, host: String },
     #[error("CONNECT target {target:?} is not of the form host:port")]
@@ -115,9 +111,7 @@ pub(crate) fn tunnel(
     side: impl Fn(&str) -> Option<Side>,
     ports: &ServicePorts,
 ) -> Result<Tunnel, Refusal> {
-    let target = target.ok_or_else(|| Refusal::Target {
-        target: String::new(),
-    })?;
+    let target = target.ok_or_else(|| Refusal::Target { target: String::new() })?;
     let malformed = || Refusal::Target {
         target: target.to_string(),
     };
@@ -333,12 +327,7 @@ mod tests {
             ("/healthz", &["127.0.0.1:8787"], Side::Api, "127.0.0.1"),
             ("/healthz", &[], Side::Api, ""),
             ("/", &["Any.Example:1"], Side::Api, "any.example"),
-            (
-                "/",
-                &["x.a.run.localhost:8787"],
-                Side::Ingress,
-                "x.a.run.localhost",
-            ),
+            ("/", &["x.a.run.localhost:8787"], Side::Ingress, "x.a.run.localhost"),
             (
                 "http://x.a.run.localhost/",
                 &["other"],
@@ -351,12 +340,7 @@ mod tests {
                 Side::Ingress,
                 "x.a.run.localhost",
             ),
-            (
-                "http://run.googleapis.com/",
-                &[],
-                Side::Api,
-                "run.googleapis.com",
-            ),
+            ("http://run.googleapis.com/", &[], Side::Api, "run.googleapis.com"),
             ("http://localhost:8787/healthz", &[], Side::Api, "localhost"),
             ("http://[::1]:8787/healthz", &[], Side::Api, "[::1]"),
         ] {
@@ -380,8 +364,7 @@ mod tests {
     #[test]
     fn a_request_in_a_tunnel_must_be_for_a_host_that_tunnels_reach() {
         let verdict = |uri, hosts: &[&str]| {
-            dispatch(&request(uri, hosts), Way::Tunnel, ours, &ports())
-                .map_err(|refusal| refusal.status().as_u16())
+            dispatch(&request(uri, hosts), Way::Tunnel, ours, &ports()).map_err(|refusal| refusal.status().as_u16())
         };
         let google = "run.googleapis.com";
         assert_eq!(verdict("/", &[google]), Ok((Side::Api, google.to_owned())));

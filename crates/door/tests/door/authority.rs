@@ -41,9 +41,7 @@ async fn it_is_made_once_and_its_leaves_stay_good_after_a_restart() {
         assert!(output.status.success(), "{text}");
         text
     };
-    openssl(&[
-        "x509", "-inform", "der", "-in", "leaf.der", "-out", "leaf.pem",
-    ]);
+    openssl(&["x509", "-inform", "der", "-in", "leaf.der", "-out", "leaf.pem"]);
     openssl(&[
         "verify",
         "-x509_strict",
@@ -121,10 +119,7 @@ fn an_authority_that_cannot_vouch_is_refused_by_name() {
     let good = fs::read(&key).expect("reads");
 
     let expired = open(now() + 11 * 365 * DAY);
-    assert!(
-        matches!(expired, AuthorityError::Expired { .. }),
-        "{expired}"
-    );
+    assert!(matches!(expired, AuthorityError::Expired { .. }), "{expired}");
     assert!(expired.to_string().contains("ca.pem"), "{expired}");
 
     let leaf = Authority::open(dir.path(), now())
@@ -133,18 +128,12 @@ fn an_authority_that_cannot_vouch_is_refused_by_name() {
     let certificate_text = fs::read(&certificate).expect("reads");
     fs::write(&certificate, pem_of(&leaf.cert[0])).expect("writes");
     let leaf = open(now());
-    assert!(
-        matches!(leaf, AuthorityError::NotAnAuthority { .. }),
-        "{leaf}"
-    );
+    assert!(matches!(leaf, AuthorityError::NotAnAuthority { .. }), "{leaf}");
     fs::write(&certificate, certificate_text).expect("writes");
 
     fs::remove_file(&key).expect("removes");
     let missing = open(now());
-    assert!(
-        matches!(missing, AuthorityError::KeyMissing { .. }),
-        "{missing}"
-    );
+    assert!(matches!(missing, AuthorityError::KeyMissing { .. }), "{missing}");
     assert!(!key.exists(), "no key was made in its place");
 
     let other = tempfile::tempdir().expect("a temporary directory");
@@ -162,10 +151,7 @@ fn an_authority_that_cannot_vouch_is_refused_by_name() {
     Authority::open(dir.path(), now()).expect("good again");
     fs::write(&certificate, "nonsense").expect("writes");
     let nonsense = open(now());
-    assert!(
-        matches!(nonsense, AuthorityError::Certificate { .. }),
-        "{nonsense}"
-    );
+    assert!(matches!(nonsense, AuthorityError::Certificate { .. }), "{nonsense}");
 }
 
 #[test]

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use door::{
-    Answer, Arrival, Authority, Body, BoxError, Door, Drained, Limits, ServicePorts, Side, SideOf,
-};
+use door::{Answer, Arrival, Authority, Body, BoxError, Door, Drained, Limits, ServicePorts, Side, SideOf};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -73,12 +71,7 @@ fn answer(name: &'static str, hooks: &Arc<Hooks>) -> Answer {
     })
 }
 
-async fn respond(
-    name: &str,
-    hooks: &Arc<Hooks>,
-    arrival: Arrival,
-    request: Request<Incoming>,
-) -> Response<Body> {
+async fn respond(name: &str, hooks: &Arc<Hooks>, arrival: Arrival, request: Request<Incoming>) -> Response<Body> {
     match request.uri().path() {
         // each frame goes back as it comes
         "/echo" => {
@@ -116,9 +109,7 @@ async fn respond(
 }
 
 fn text(text: String) -> Body {
-    Full::from(text)
-        .map_err(|never| match never {})
-        .boxed_unsync()
+    Full::from(text).map_err(|never| match never {}).boxed_unsync()
 }
 
 pub(crate) struct Setting {
@@ -193,12 +184,7 @@ impl Setting {
     }
 
     /// A tunnel to `host`, with TLS for `name` in it that trusts this door's authority alone.
-    pub(crate) async fn tls(
-        &self,
-        host: &str,
-        name: &str,
-        alpn: &[&str],
-    ) -> std::io::Result<TlsStream<TcpStream>> {
+    pub(crate) async fn tls(&self, host: &str, name: &str, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
         let (status, socket) = self.connect(&format!("{host}:443")).await;
         assert_eq!(status, 200);
         let pem = std::fs::read(self.authority.certificate_file()).expect("ca.pem is readable");
@@ -214,9 +200,7 @@ impl Setting {
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let name = ServerName::try_from(name.to_owned()).expect("a DNS name");
         let connecting = TlsConnector::from(Arc::new(config)).connect(name, socket);
-        timeout(PATIENCE, connecting)
-            .await
-            .expect("the handshake ends")
+        timeout(PATIENCE, connecting).await.expect("the handshake ends")
     }
 
     /// An HTTP client inside a tunnel to `host`.
@@ -233,10 +217,9 @@ impl Setting {
                 Client::Http1(sender, tokio::spawn(connection))
             }
             Version::Http2 => {
-                let (sender, connection) =
-                    http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
-                        .await
-                        .expect("h2");
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(tls))
+                    .await
+                    .expect("h2");
                 Client::Http2(sender, tokio::spawn(connection))
             }
         }
@@ -268,10 +251,7 @@ pub(crate) enum Client {
 }
 
 impl Client {
-    pub(crate) async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         match self {
             Self::Http1(sender, _) => {
                 sender.ready().await?;

@@ -51,10 +51,7 @@ async fn half_a_head_does_not_extend_the_limit() {
     let setting = setting().await;
     let (mut reader, mut writer) = setting.dial().await.into_split();
     let trickle = async {
-        for byte in b"GET / HTTP/1.1\r\nHost: a.b.c.d.e.f.g.h\r\n"
-            .iter()
-            .cycle()
-        {
+        for byte in b"GET / HTTP/1.1\r\nHost: a.b.c.d.e.f.g.h\r\n".iter().cycle() {
             if writer.write_all(&[*byte]).await.is_err() {
                 break;
             }
@@ -73,10 +70,7 @@ async fn a_tunnel_without_a_handshake_is_dropped() {
     let (status, mut socket) = setting.connect(&format!("{RUN}:443")).await;
     assert_eq!(status, 200);
     // the start of a ClientHello
-    socket
-        .write_all(&[22, 3, 1, 2, 0, 1])
-        .await
-        .expect("writes");
+    socket.write_all(&[22, 3, 1, 2, 0, 1]).await.expect("writes");
     about(until_closed(socket).await, HANDSHAKE);
 }
 
