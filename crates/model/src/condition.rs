@@ -79,10 +79,7 @@ pub fn service_conditions<'a>(
         .filter(|revision| revision.template_generation == service.template_generation);
     let (configuration, configuration_since) = match latest {
         None => (deploying("Creating Revision."), service.updated),
-        Some(revision) => (
-            revision_ready(revision),
-            revision.since.max(service.created),
-        ),
+        Some(revision) => (revision_ready(revision), revision.since.max(service.created)),
     };
     let routed = &service.routed;
     let is_routed = routed.generation == service.generation
@@ -104,9 +101,7 @@ pub fn service_conditions<'a>(
         (_, ConditionState::False { .. }) => (route.clone(), route_since),
         (ConditionState::Unknown { .. }, _) => (configuration.clone(), configuration_since),
         (_, ConditionState::Unknown { .. }) => (route.clone(), route_since),
-        (ConditionState::True, ConditionState::True) => {
-            (ConditionState::True, configuration_since.max(route_since))
-        }
+        (ConditionState::True, ConditionState::True) => (ConditionState::True, configuration_since.max(route_since)),
     };
     let condition = |kind, state, since| Condition {
         kind,
@@ -128,9 +123,7 @@ fn revision_ready(revision: &Revision) -> ConditionState {
         RevisionState::Resolving => deploying("Resolving the image."),
         RevisionState::Pulling { .. } => deploying("Importing the image."),
         RevisionState::Probing { .. } => deploying("Deploying Revision."),
-        RevisionState::Failed {
-            reason, message, ..
-        } => ConditionState::False {
+        RevisionState::Failed { reason, message, .. } => ConditionState::False {
             reason: *reason,
             message: message.clone(),
         },
@@ -152,9 +145,9 @@ pub fn revision_conditions(revision: &Revision, reachable: bool) -> [Condition; 
     let container_ready = match &revision.state {
         RevisionState::Resolving | RevisionState::Pulling { .. } => ready.clone(),
         RevisionState::Failed { .. } if image_failed => ready.clone(),
-        RevisionState::Probing { .. }
-        | RevisionState::Ready { .. }
-        | RevisionState::Failed { .. } => ConditionState::True,
+        RevisionState::Probing { .. } | RevisionState::Ready { .. } | RevisionState::Failed { .. } => {
+            ConditionState::True
+        }
     };
     let healthy = if image_failed {
         deploying("The image is not there.")
@@ -162,9 +155,7 @@ pub fn revision_conditions(revision: &Revision, reachable: bool) -> [Condition; 
         ready.clone()
     };
     let resources = match &revision.state {
-        RevisionState::Failed { reason, .. } if *reason != Reason::Internal && !image_failed => {
-            ConditionState::True
-        }
+        RevisionState::Failed { reason, .. } if *reason != Reason::Internal && !image_failed => ConditionState::True,
         RevisionState::Failed { .. } if image_failed => deploying("The image is not there."),
         RevisionState::Failed { .. }
         | RevisionState::Resolving
@@ -206,8 +197,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Policy, Region, RevisionKey, RevisionName, Routed, ServiceKey, ServiceName, Traffic,
-        revision::example,
+        Policy, Region, RevisionKey, RevisionName, Routed, ServiceKey, ServiceName, Traffic, revision::example,
     };
 
     fn key() -> ServiceKey {
@@ -241,8 +231,7 @@ mod tests {
         Revision {
             key: RevisionKey {
                 service: key(),
-                name: RevisionName::parse(&format!("s-{template_generation:05}-abc"))
-                    .expect("a name"),
+                name: RevisionName::parse(&format!("s-{template_generation:05}-abc")).expect("a name"),
             },
             uid: String::new(),
             service_uid: "u".to_owned(),
@@ -256,9 +245,7 @@ mod tests {
     }
 
     fn ready() -> RevisionState {
-        RevisionState::Ready {
-            digest: "d".to_owned(),
-        }
+        RevisionState::Ready { digest: "d".to_owned() }
     }
 
     fn failed() -> RevisionState {

@@ -122,16 +122,10 @@ impl Probe {
             );
         }
         if !(1..=240).contains(&self.timeout) {
-            say(
-                "timeoutSeconds",
-                format!("{} is out of range: 1 to 240", self.timeout),
-            );
+            say("timeoutSeconds", format!("{} is out of range: 1 to 240", self.timeout));
         }
         if !(1..=240).contains(&self.period) {
-            say(
-                "periodSeconds",
-                format!("{} is out of range: 1 to 240", self.period),
-            );
+            say("periodSeconds", format!("{} is out of range: 1 to 240", self.period));
         } else if self.period < self.timeout {
             say(
                 "periodSeconds",
@@ -139,10 +133,7 @@ impl Probe {
             );
         }
         if self.failures == 0 {
-            say(
-                "failureThreshold",
-                "0 is out of range: at least 1".to_owned(),
-            );
+            say("failureThreshold", "0 is out of range: at least 1".to_owned());
         } else if self.period.saturating_mul(self.failures) > 240 {
             say(
                 "failureThreshold",
@@ -159,10 +150,7 @@ impl Probe {
 pub fn container_violations(container: &Container, path: &str) -> Vec<Violation> {
     let mut found = Vec::new();
     if container.image.is_empty() {
-        found.push(Violation::new(
-            format!("{path}.image"),
-            "an image is required",
-        ));
+        found.push(Violation::new(format!("{path}.image"), "an image is required"));
     }
     for (index, variable) in container.env.iter().enumerate() {
         let field = format!("{path}.env[{index}].name");
@@ -197,10 +185,7 @@ pub fn container_violations(container: &Container, path: &str) -> Vec<Violation>
     for (list, name) in [(&container.command, "command"), (&container.args, "args")] {
         for (index, word) in list.iter().enumerate() {
             if word.contains('\0') {
-                found.push(Violation::new(
-                    format!("{path}.{name}[{index}]"),
-                    "holds a zero byte",
-                ));
+                found.push(Violation::new(format!("{path}.{name}[{index}]"), "holds a zero byte"));
             }
         }
     }
@@ -217,10 +202,7 @@ pub fn container_violations(container: &Container, path: &str) -> Vec<Violation>
         if probe.port != container.port.number {
             found.push(Violation::new(
                 format!("{path}.startupProbe.tcpSocket.port"),
-                format!(
-                    "{} is not the container's port {}",
-                    probe.port, container.port.number
-                ),
+                format!("{} is not the container's port {}", probe.port, container.port.number),
             ));
         }
     }

@@ -125,9 +125,7 @@ impl Policy {
         self.invokers().any(|member| match member {
             Member::AllUsers | Member::AllAuthenticatedUsers => true,
             Member::User(name) | Member::ServiceAccount(name) => name == email,
-            Member::Domain(domain) => email
-                .split_once('@')
-                .is_some_and(|(_, host)| host == domain),
+            Member::Domain(domain) => email.split_once('@').is_some_and(|(_, host)| host == domain),
             // Groups have no members yet, so nobody is in one.
             Member::Group(_) => false,
         })
@@ -173,10 +171,7 @@ impl Policy {
             if let Some(role) = role
                 && !known.is_empty()
             {
-                bindings.push(Binding {
-                    role,
-                    members: known,
-                });
+                bindings.push(Binding { role, members: known });
             }
         }
         if violations.is_empty() {
@@ -193,12 +188,8 @@ mod tests {
 
     fn policy(members: &[&str]) -> Policy {
         let members = members.iter().map(|m| (*m).to_owned()).collect();
-        let bindings =
-            Policy::bindings([(INVOKER_ROLE.to_owned(), members)], "p").expect("members");
-        Policy {
-            bindings,
-            version: 1,
-        }
+        let bindings = Policy::bindings([(INVOKER_ROLE.to_owned(), members)], "p").expect("members");
+        Policy { bindings, version: 1 }
     }
 
     #[test]
@@ -241,9 +232,6 @@ mod tests {
         let given = [("run.invoker".to_owned(), vec!["me".to_owned()])];
         let found = Policy::bindings(given, "policy.bindings").expect_err("malformed");
         let fields: Vec<_> = found.iter().map(|v| v.field.as_str()).collect();
-        assert_eq!(
-            fields,
-            ["policy.bindings[0].role", "policy.bindings[0].members[0]"]
-        );
+        assert_eq!(fields, ["policy.bindings[0].role", "policy.bindings[0].members[0]"]);
     }
 }

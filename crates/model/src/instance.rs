@@ -4,9 +4,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    CpuAllocation, EnvVar, Probe, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp,
-};
+use crate::{CpuAllocation, EnvVar, Probe, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp};
 
 /// An instance's id: `i` and 24 hex digits, so that it is a legal container, cgroup and DNS name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -26,10 +24,7 @@ impl InstanceId {
 
     pub fn parse(text: &str) -> Option<Self> {
         let hex = text.strip_prefix('i')?;
-        let valid = hex.len() == 24
-            && hex
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let valid = hex.len() == 24 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         valid.then(|| Self(text.into()))
     }
 
@@ -214,9 +209,7 @@ impl Exit {
                 limit_bytes >> 20
             ),
             ExitCause::NotListening {
-                seconds,
-                loopback_only,
-                ..
+                seconds, loopback_only, ..
             } => {
                 let why = if *loopback_only {
                     " It listens on 127.0.0.1 only; it must listen on 0.0.0.0."
@@ -289,9 +282,7 @@ mod tests {
         let (reason, message) = exit.failure(8080);
         assert_eq!(reason, Reason::HealthCheckContainerError);
         assert!(
-            message.contains("exit code 3")
-                && message.contains("PORT=8080")
-                && message.ends_with("boom"),
+            message.contains("exit code 3") && message.contains("PORT=8080") && message.ends_with("boom"),
             "{message}"
         );
     }

@@ -230,13 +230,10 @@ impl Region {
             ("us-west1", "uw"),
             ("us-west2", "wl"),
         ];
-        KNOWN
-            .iter()
-            .find(|(name, _)| *name == self.as_str())
-            .map_or_else(
-                || format!("{}0", self.as_str().replace('-', "")),
-                |(_, code)| (*code).to_owned(),
-            )
+        KNOWN.iter().find(|(name, _)| *name == self.as_str()).map_or_else(
+            || format!("{}0", self.as_str().replace('-', "")),
+            |(_, code)| (*code).to_owned(),
+        )
     }
 }
 
@@ -276,9 +273,7 @@ mod tests {
         assert!(made.belongs_to(&service));
         for other in ["my-api", "my-apix-1", "other-1"] {
             assert!(
-                !RevisionName::parse(other)
-                    .expect("a name")
-                    .belongs_to(&service),
+                !RevisionName::parse(other).expect("a name").belongs_to(&service),
                 "{other}"
             );
         }

@@ -37,8 +37,7 @@ pub struct Memory {
 }
 
 impl Cpu {
-    const EXPECTED: &str =
-        "an amount of CPU: a number of CPUs such as 1 or 0.5, or of thousandths such as 500m";
+    const EXPECTED: &str = "an amount of CPU: a number of CPUs such as 1 or 0.5, or of thousandths such as 500m";
 
     /// Thousandths of one CPU.
     pub fn millis(&self) -> u32 {
@@ -78,8 +77,7 @@ impl Cpu {
 }
 
 impl Memory {
-    const EXPECTED: &str =
-        "an amount of memory: a number of bytes, or one with a unit such as 512Mi or 2Gi";
+    const EXPECTED: &str = "an amount of memory: a number of bytes, or one with a unit such as 512Mi or 2Gi";
 
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -139,11 +137,7 @@ fn decimal(text: &str, places: u32) -> Option<u64> {
         return None;
     }
     let whole: u64 = whole.parse().ok()?;
-    let part: u64 = if fraction.is_empty() {
-        0
-    } else {
-        fraction.parse().ok()?
-    };
+    let part: u64 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
     whole
         .checked_mul(10_u64.pow(places))?
         .checked_add(part * 10_u64.pow(places - used))

@@ -4,9 +4,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Container, RevisionName, ServiceKey, Timestamp, Violation, container::container_violations,
-};
+use crate::{Container, RevisionName, ServiceKey, Timestamp, Violation, container::container_violations};
 
 /// What the next revision will be. A changed template makes a new revision; everything in it is immutable there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,8 +54,7 @@ impl Concurrency {
 impl TryFrom<u32> for Concurrency {
     type Error = String;
     fn try_from(requests: u32) -> Result<Self, String> {
-        Self::new(requests)
-            .ok_or_else(|| format!("concurrency {requests} is out of range: 1 to 1000"))
+        Self::new(requests).ok_or_else(|| format!("concurrency {requests} is out of range: 1 to 1000"))
     }
 }
 
@@ -95,8 +92,7 @@ impl Default for RequestTimeout {
 impl TryFrom<u32> for RequestTimeout {
     type Error = String;
     fn try_from(seconds: u32) -> Result<Self, String> {
-        Self::new(seconds)
-            .ok_or_else(|| format!("timeout {seconds} is out of range: 1 to 3600 seconds"))
+        Self::new(seconds).ok_or_else(|| format!("timeout {seconds} is out of range: 1 to 3600 seconds"))
     }
 }
 
@@ -161,11 +157,7 @@ impl RevisionTemplate {
 /// Every rule that a template breaks, with `path` (such as `spec.template`) in front of the fields.
 ///
 /// Limits that depend on the execution environment apply only when the caller named one; unset takes the wider of both.
-pub fn template_violations(
-    template: &RevisionTemplate,
-    service: &crate::ServiceName,
-    path: &str,
-) -> Vec<Violation> {
+pub fn template_violations(template: &RevisionTemplate, service: &crate::ServiceName, path: &str) -> Vec<Violation> {
     let container_path = format!("{path}.spec.containers[0]");
     let mut found = container_violations(&template.container, &container_path);
     let mut say = |field: &str, description: String| {
@@ -205,10 +197,7 @@ pub fn template_violations(
         );
     }
     for (broken, limit) in resource_rules(template) {
-        say(
-            &format!("spec.containers[0].resources.limits.{broken}"),
-            limit,
-        );
+        say(&format!("spec.containers[0].resources.limits.{broken}"), limit);
     }
     let cpu = template.container.resources.cpu.millis();
     if cpu < 1000 {
@@ -261,10 +250,7 @@ fn resource_rules(template: &RevisionTemplate) -> Vec<(&'static str, String)> {
         return broken;
     }
     if millis > 1000 && ![2000, 4000, 6000, 8000].contains(&millis) {
-        broken.push((
-            "cpu",
-            format!("{cpu} is not allowed: 0.08 to 1, 2, 4, 6 or 8"),
-        ));
+        broken.push(("cpu", format!("{cpu} is not allowed: 0.08 to 1, 2, 4, 6 or 8")));
         return broken;
     }
     let floor = if gen2 { 512 * MIB } else { 128 * MIB };
@@ -299,18 +285,12 @@ fn resource_rules(template: &RevisionTemplate) -> Vec<(&'static str, String)> {
         if bytes > most {
             broken.push((
                 "memory",
-                format!(
-                    "{memory} is too much for {cpu} CPU: at most {}Mi",
-                    most / MIB
-                ),
+                format!("{memory} is too much for {cpu} CPU: at most {}Mi", most / MIB),
             ));
         } else if bytes < least {
             broken.push((
                 "memory",
-                format!(
-                    "{memory} is too little for {cpu} CPU: at least {}Gi",
-                    least / GIB
-                ),
+                format!("{memory} is too little for {cpu} CPU: at least {}Gi", least / GIB),
             ));
         }
     }
@@ -327,10 +307,7 @@ fn is_service_account(text: &str) -> bool {
                 .chars()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || extra.contains(c))
     };
-    plain(name, "-")
-        && plain(domain, "-.")
-        && domain.ends_with(".gserviceaccount.com")
-        && text.len() <= 150
+    plain(name, "-") && plain(domain, "-.") && domain.ends_with(".gserviceaccount.com") && text.len() <= 150
 }
 
 /// Which revision: service and name.
@@ -401,9 +378,7 @@ impl RevisionState {
     pub fn digest(&self) -> Option<&str> {
         match self {
             Self::Resolving => None,
-            Self::Pulling { digest } | Self::Probing { digest } | Self::Ready { digest } => {
-                Some(digest)
-            }
+            Self::Pulling { digest } | Self::Probing { digest } | Self::Ready { digest } => Some(digest),
             Self::Failed { digest, .. } => digest.as_deref(),
         }
     }
@@ -461,18 +436,8 @@ mod tests {
             ("2", "8Gi", None, None),
             ("8", "32Gi", None, None),
             ("1", "64Mi", None, Some("at least 128Mi")),
-            (
-                "1",
-                "256Mi",
-                gen2,
-                Some("at least 512Mi in the second generation"),
-            ),
-            (
-                "0.5",
-                "512Mi",
-                gen2,
-                Some("at least 1 in the second generation"),
-            ),
+            ("1", "256Mi", gen2, Some("at least 512Mi in the second generation")),
+            ("0.5", "512Mi", gen2, Some("at least 1 in the second generation")),
             ("0.07", "128Mi", None, Some("at least 0.08")),
             ("3", "1Gi", None, Some("2, 4, 6 or 8")),
             ("100", "1Gi", None, Some("2, 4, 6 or 8")),
@@ -514,12 +479,7 @@ mod tests {
             t.service_account = Some("me".to_owned());
         });
         assert_eq!(found.len(), 4, "{found:?}");
-        assert!(
-            broken(
-                |t| t.service_account = Some("a-b@my-project.iam.gserviceaccount.com".to_owned())
-            )
-            .is_empty()
-        );
+        assert!(broken(|t| t.service_account = Some("a-b@my-project.iam.gserviceaccount.com".to_owned())).is_empty());
     }
 
     #[test]

@@ -3,8 +3,7 @@
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc};
 
 use crate::{
-    Concurrency, Policy, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service,
-    ServiceKey, Site,
+    Concurrency, Policy, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service, ServiceKey, Site,
 };
 
 /// Every host the ingress answers, at one version of the store. Published whole.

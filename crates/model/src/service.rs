@@ -4,10 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Percent, Policy, Region, Revision, RevisionName, RevisionTemplate, ServiceName, Tag, Timestamp,
-    Traffic,
-};
+use crate::{Percent, Policy, Region, Revision, RevisionName, RevisionTemplate, ServiceName, Tag, Timestamp, Traffic};
 
 /// Which service: one name per region. A Homerun has one project, so it is not part of the key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,9 +73,15 @@ pub struct RoutedTarget {
 impl Service {
     /// Whether a request or a tag can reach the revision: then its minimum counts and it may not be deleted.
     pub fn reaches(&self, revision: &RevisionName) -> bool {
-        self.routed.targets.iter().any(|target| {
-            target.revision == *revision
-                && (target.tag.is_some() || target.percent.is_some_and(|p| p != Percent::ZERO))
+        self.routed.reaches(revision)
+    }
+}
+
+impl Routed {
+    /// Whether traffic or a tag goes to the revision.
+    pub fn reaches(&self, revision: &RevisionName) -> bool {
+        self.targets.iter().any(|target| {
+            target.revision == *revision && (target.tag.is_some() || target.percent.is_some_and(|p| p != Percent::ZERO))
         })
     }
 }

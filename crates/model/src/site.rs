@@ -29,12 +29,7 @@ impl Site {
 
     /// `SERVICE-HASH-RR`: the first label of the stable host.
     pub fn label(&self, service: &ServiceKey) -> String {
-        format!(
-            "{}-{}-{}",
-            service.name,
-            url_hash(&self.project),
-            service.region.code()
-        )
+        format!("{}-{}-{}", service.name, url_hash(&self.project), service.region.code())
     }
 
     /// `SERVICE-HASH-RR.DOMAIN`, the host of `status.url`.
@@ -46,13 +41,7 @@ impl Site {
     pub fn hosts(&self, service: &ServiceKey) -> [String; 2] {
         [
             self.host(service),
-            format!(
-                "{}-{}.{}.{}",
-                service.name,
-                self.number(),
-                service.region,
-                self.domain
-            ),
+            format!("{}-{}.{}.{}", service.name, self.number(), service.region, self.domain),
         ]
     }
 
@@ -121,20 +110,10 @@ mod tests {
         );
         assert_eq!(site.url(&key), format!("https://{host}:8443"));
         let tag = Tag::parse("canary").expect("a tag");
-        assert_eq!(
-            site.tag_url(&key, &tag),
-            format!("https://canary---{host}:8443")
-        );
+        assert_eq!(site.tag_url(&key, &tag), format!("https://canary---{host}:8443"));
         site.port = 443;
         assert_eq!(site.url(&key), format!("https://{host}"));
-        assert_eq!(
-            site.longest_tag(&key),
-            63 - 3 - "my-api-0123456789-uc".len()
-        );
-        assert!(
-            site.covers(&host)
-                && !site.covers("a.run.localhost")
-                && !site.covers("xa.run.localhost")
-        );
+        assert_eq!(site.longest_tag(&key), 63 - 3 - "my-api-0123456789-uc".len());
+        assert!(site.covers(&host) && !site.covers("a.run.localhost") && !site.covers("xa.run.localhost"));
     }
 }

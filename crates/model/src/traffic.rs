@@ -105,11 +105,7 @@ impl Traffic {
         if targets.is_empty() {
             return Ok(Self::latest());
         }
-        let sum = targets
-            .iter()
-            .filter_map(|t| t.percent)
-            .map(|p| u32::from(p.0))
-            .sum();
+        let sum = targets.iter().filter_map(|t| t.percent).map(|p| u32::from(p.0)).sum();
         if sum != 100 {
             return Err(TrafficError::Sum(sum));
         }
@@ -167,11 +163,7 @@ impl Traffic {
             let prefix = is_short(name, service).then(|| format!("{name}-"));
             let fits: Vec<&RevisionName> = prefix
                 .iter()
-                .flat_map(|prefix| {
-                    existing
-                        .iter()
-                        .filter(move |r| r.as_str().starts_with(prefix))
-                })
+                .flat_map(|prefix| existing.iter().filter(move |r| r.as_str().starts_with(prefix)))
                 .collect();
             match fits.as_slice() {
                 [] => violations.push(Violation::new(
@@ -263,16 +255,10 @@ mod tests {
     #[test]
     fn sums_and_tags() {
         assert_eq!(Traffic::new(vec![]).expect("latest"), Traffic::latest());
-        assert_eq!(
-            Traffic::new(vec![to("a-1", 99, None)]),
-            Err(TrafficError::Sum(99))
-        );
+        assert_eq!(Traffic::new(vec![to("a-1", 99, None)]), Err(TrafficError::Sum(99)));
         assert!(Traffic::new(vec![to("a-1", 90, None), to("a-2", 10, Some("x"))]).is_ok());
         let twice = Traffic::new(vec![to("a-1", 100, Some("x")), to("a-2", 0, Some("x"))]);
-        assert!(matches!(
-            twice,
-            Err(TrafficError::DuplicateTag { index: 1, .. })
-        ));
+        assert!(matches!(twice, Err(TrafficError::DuplicateTag { index: 1, .. })));
     }
 
     #[test]
@@ -289,10 +275,7 @@ mod tests {
                 .resolve(&service, &existing, None, "spec.traffic")
         };
         let resolved = resolve("my-api-00001").expect("one");
-        assert_eq!(
-            resolved.targets()[0].to,
-            Target::Revision(name("my-api-00001-abc"))
-        );
+        assert_eq!(resolved.targets()[0].to, Target::Revision(name("my-api-00001-abc")));
         let several = resolve("my-api-00002").expect_err("several");
         assert!(several[0].description.contains("several"), "{several:?}");
         for unknown in ["my-api-00003", "my-api-0000", "my-api-00001-ab"] {
@@ -305,14 +288,8 @@ mod tests {
     fn the_revision_of_the_same_request_may_be_named() {
         let service = ServiceName::parse("my-api").expect("a name");
         let coming = name("my-api-00002-new");
-        let traffic =
-            Traffic::new(vec![to("my-api-00002-new", 100, Some("canary"))]).expect("sums");
-        assert!(
-            traffic
-                .clone()
-                .resolve(&service, &[], Some(&coming), "t")
-                .is_ok()
-        );
+        let traffic = Traffic::new(vec![to("my-api-00002-new", 100, Some("canary"))]).expect("sums");
+        assert!(traffic.clone().resolve(&service, &[], Some(&coming), "t").is_ok());
         assert!(traffic.resolve(&service, &[], None, "t").is_err());
     }
 
