@@ -1,0 +1,20 @@
+//! The product as its users meet it: the real binary, Google's gcloud, our own command line, curl, real containers.
+//!
+//! A case is a text of commands with the transcript they must give (`cases/*.txt`). [`Homerun::up`] starts the binary
+//! with a data directory, ports and a gcloud configuration of its own; a [`Session`] is one shell in which the
+//! commands of a case are run; [`run_case`] compares what they print, through [`filter`] for what differs from run to
+//! run. [`Homerun::stop`] ends it as an owner would and fails when anything of it is left on the machine.
+//!
+//! Nothing of the product is linked in: what enters is the path of the binary (`HOMERUN_BIN`, else the one that cargo
+//! built), what leaves is a verdict.
+
+mod case;
+mod filter;
+mod leftover;
+mod server;
+mod session;
+
+pub use case::run_case;
+pub use filter::filter;
+pub use server::Homerun;
+pub use session::{Client, Session};

@@ -1,0 +1,278 @@
+//! One Homerun, started for one test and stopped by it.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use tempfile::TempDir;
+
+use crate::leftover;
+
+/// Until it says that it is ready.
+const START: Duration = Duration::from_mins(1);
+
+/// From SIGTERM to its end: the drain's own deadline and some.
+const END: Duration = Duration::from_secs(30);
+
+/// What else may take a moment after its end.
+const SETTLE: Duration = Duration::from_secs(2);
+
+/// A running Homerun. Dropped without [`Homerun::stop`] it is terminated all the same, without questions.
+#[derive(Debug)]
+pub struct Homerun {
+    child: Child,
+    root: TempDir,
+    addresses: StartUp,
+    /// The 8 hex digits in the names it gives to what the machine shares.
+    id8: String,
+}
+
+/// What `homerun up` says when it is up, the one place that knows how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StartUp {
+    pub(crate) api: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
+    pub(crate) data: PathBuf,
+}
+
+impl StartUp {
+    /// None until all lines are there, `ready` last:
+    ///
+    /// ```text
+    /// api      http://127.0.0.1:PORT
+    /// ingress  http://127.0.0.1:PORT
+    /// ingress  https://127.0.0.1:PORT
+    /// data     DIR
+    /// ready
+    /// ```
+    fn parse(text: &str) -> Option<Self> {
+        let words = |name: &str, prefix: &str| {
+            text.lines().find_map(|line| {
+                let rest = line.strip_prefix(name)?.strip_prefix(' ')?.trim();
+                rest.strip_prefix(prefix).map(str::to_owned)
+            })
+        };
+        let address = |name: &str, prefix: &str| words(name, prefix)?.parse().ok();
+        if !text.lines().any(|line| line == "ready" || line.starts_with("ready ")) {
+            return None;
+        }
+        Some(Self {
+            api: address("api", "http://")?,
+            http: address("ingress", "http://")?,
+            https: address("ingress", "https://")?,
+            data: words("data", "")?.into(),
+        })
+    }
+}
+
+/// `HOMERUN_BIN`, else `homerun` of the debug profile in cargo's target directory.
+pub(crate) fn binary() -> Result<PathBuf> {
+    let path = if let Some(path) = std::env::var_os("HOMERUN_BIN") {
+        PathBuf::from(path)
+    } else {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+            PathBuf::from,
+        );
+        target.join("debug/homerun")
+    };
+    path.canonicalize()
+        .with_context(|| format!("no binary {}: build it, or set HOMERUN_BIN", path.display()))
+}
+
+impl Homerun {
+    /// Starts one with its own data directory and ports, plain http URLs and short idle retention.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time, with what it said.
+    pub fn up() -> Result<Self> {
+        Self::up_with(&[])
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_with(flags: &[&str]) -> Result<Self> {
+        let root = TempDir::with_prefix("homerun-e2e-").context("cannot make a directory")?;
+        for dir in ["home", "bin", "tmp", "gcloud"] {
+            fs::create_dir(root.path().join(dir))?;
+        }
+        let log = root.path().join("up.log");
+        let out = File::create(&log)?;
+        let binary = binary()?;
+        let child = Command::new(&binary)
+            .args(["up", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["--https", "127.0.0.1:0", "--url-scheme", "http"])
+            .args(["--idle-retention", "3s", "--data-dir"])
+            .arg(root.path().join("data"))
+            .args(flags)
+            .env_remove("HOMERUN_API")
+            .env("HOME", root.path().join("home"))
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .with_context(|| format!("cannot start {}", binary.display()))?;
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let mut homerun = Self {
+            child,
+            root,
+            addresses: StartUp {
+                api: nowhere,
+                http: nowhere,
+                https: nowhere,
+                data: PathBuf::new(),
+            },
+            id8: String::new(),
+        };
+        homerun.addresses = homerun.wait_until_ready()?;
+        homerun.id8 = leftover::id8_of(&homerun.addresses.data)?;
+        let seen = homerun.left()?;
+        ensure!(
+            !seen.is_empty(),
+            "a running Homerun {} is seen nowhere on the machine, so its leftovers would not be either",
+            homerun.id8
+        );
+        Ok(homerun)
+    }
+
+    fn wait_until_ready(&mut self) -> Result<StartUp> {
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(said) = StartUp::parse(&self.log()) {
+                return Ok(said);
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("homerun up ended with {status}:\n{}", self.log());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "homerun up is not ready after {START:?}:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// All it said so far.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.root.path().join("up.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A directory for whatever the test needs, gone with it.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub(crate) fn addresses(&self) -> &StartUp {
+        &self.addresses
+    }
+
+    fn left(&self) -> Result<Vec<String>> {
+        leftover::find(&self.id8, self.root.path())
+    }
+
+    /// Ends it by SIGTERM. It must end well, in time, and leave nothing of its id on the machine.
+    ///
+    /// # Errors
+    /// Which of it was not so.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.terminate()?;
+        ensure!(
+            status.success(),
+            "homerun up ended with {status} on SIGTERM:\n{}",
+            self.log()
+        );
+        let deadline = Instant::now() + SETTLE;
+        loop {
+            let left = self.left()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Homerun {} left behind:\n{}",
+                self.id8,
+                left.join("\n")
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Kills it with SIGKILL, and hands back the directory: another may be started there.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn terminate(&mut self) -> Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Err(anyhow!("homerun up had ended by itself with {status}:\n{}", self.log()));
+        }
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()?;
+        ensure!(sent.success(), "kill -TERM {}: {sent}", self.child.id());
+        let deadline = Instant::now() + END;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "homerun up did not end within {END:?} of SIGTERM:\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Homerun {
+    fn drop(&mut self) {
+        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        if !ended && self.terminate().is_err() {
+            // A test has failed already; what matters is that the next begins on a clean machine.
+            let _ = self.kill();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str = "\
+api      http://127.0.0.1:4001
+ingress  http://127.0.0.1:4002
+ingress  https://127.0.0.1:4003
+data     /tmp/x y
+";
+
+    #[test]
+    fn start_up_lines() {
+        assert_eq!(StartUp::parse(SAID), None, "not ready");
+        let said = StartUp::parse(&format!("{SAID}ready\nlater\n")).expect("complete");
+        assert_eq!(said.api.port(), 4001);
+        assert_eq!(said.http.port(), 4002);
+        assert_eq!(said.https.port(), 4003);
+        assert_eq!(said.data, Path::new("/tmp/x y"));
+    }
+}
