@@ -1,0 +1,128 @@
+//! One client connection: which protocol it speaks, its requests, its end.
+//!
+//! A connection without a request in progress for [`Limits::quiet`] is closed: a client that opens it and says nothing,
+//! or half a head, or falls silent between requests, holds nothing for long.
+
+use std::{convert::Infallible, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use model::Scheme;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::Instant,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{Arrival, Ingress, listen::Limits};
+
+/// Requests at a time on one HTTP/2 connection (Cloud Run quotas).
+const HTTP2_STREAMS: u32 = 100;
+/// With which an HTTP/2 client that knows the server begins (RFC 9113, 3.4); no HTTP/1 request does.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+type Stop = watch::Receiver<Option<Instant>>;
+
+/// Serves `stream` until it ends, encrypted when there is an acceptor. After `stop` it takes no further request.
+pub(crate) async fn serve(
+    ingress: Arc<Ingress>,
+    stream: TcpStream,
+    ip: IpAddr,
+    acceptor: Option<TlsAcceptor>,
+    limits: Limits,
+    stop: Stop,
+) {
+    // A peer that is gone already is seen at the first read.
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        let is_http2 = tokio::time::timeout(limits.quiet, begins_as_http2(&stream)).await;
+        if let Ok(Ok(is_http2)) = is_http2 {
+            let arrival = Arrival::new(ip, Scheme::Http);
+            converse(ingress, stream, is_http2, arrival, limits, stop).await;
+        }
+        return;
+    };
+    if let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let arrival = Arrival::new(ip, Scheme::Https);
+        converse(ingress, stream, is_http2, arrival, limits, stop).await;
+    }
+}
+
+async fn converse(
+    ingress: Arc<Ingress>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    is_http2: bool,
+    arrival: Arrival,
+    limits: Limits,
+    stop: Stop,
+) {
+    let io = TokioIo::new(stream);
+    let answering = arrival.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (ingress, arrival) = (ingress.clone(), answering.clone());
+        async move { Ok::<_, Infallible>(ingress.serve(&arrival, request).await) }
+    });
+    if is_http2 {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(HTTP2_STREAMS)
+            .keep_alive_interval(limits.quiet)
+            .serve_connection(io, service);
+        attend(connection, http2::Connection::graceful_shutdown, arrival, limits, stop).await;
+    } else {
+        // No timer of hyper's own: it would be set anew for each request, `attend` looks once per limit.
+        let connection = http1::Builder::new().serve_connection(io, service);
+        attend(connection, http1::Connection::graceful_shutdown, arrival, limits, stop).await;
+    }
+}
+
+/// Drives a connection, ends it gracefully when told to stop, and drops it when it is quiet for too long.
+async fn attend<C>(connection: C, finish: fn(Pin<&mut C>), arrival: Arrival, limits: Limits, mut stop: Stop)
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut connection = std::pin::pin!(connection);
+    let mut look = std::pin::pin!(tokio::time::sleep(limits.quiet));
+    let mut seen_before = 0;
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            // How it failed concerns its client alone, and each request has its record.
+            _ = connection.as_mut() => return,
+            _ = stop.changed(), if !stopping => {
+                stopping = true;
+                finish(connection.as_mut());
+            }
+            () = look.as_mut() => {
+                let (open, seen) = arrival.requests();
+                if open == 0 && seen == seen_before {
+                    return;
+                }
+                seen_before = seen;
+                look.as_mut().reset(Instant::now() + limits.quiet);
+            }
+        }
+    }
+}
+
+/// Looks at the first bytes without taking them.
+async fn begins_as_http2(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        stream.readable().await?;
+        let length = stream.peek(&mut first).await?;
+        if length == first.len() || length == 0 || !PREFACE.starts_with(&first[..length]) {
+            return Ok(first == *PREFACE);
+        }
+        // The rest is on its way; the socket counts as readable until then.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,140 @@
+//! One request to one instance: a kept connection or a new one, at most one second try, and what a broken one means.
+
+use std::time::Duration;
+
+use http::{Method, Request, Response, request::Parts};
+use hyper::body::Incoming;
+use model::{Fate, InstanceId, Protocol};
+
+use crate::{
+    Instances, Refusal,
+    body::{Outgoing, Upload},
+    upstream::{self, Connection},
+};
+
+/// The instance's end may be seen a little later than the broken connection: how often and after what time to ask
+/// again, so that running out of memory is told as what it is.
+const ASK_AGAIN: [Duration; 4] = [
+    Duration::from_millis(5),
+    Duration::from_millis(20),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+];
+
+/// Sends the request and waits for the head of the answer.
+///
+/// A second try is made only on a kept connection that turned out closed before anything came back, and only when the
+/// request cannot have been begun: it was never written, or it has no body and its method may be repeated.
+pub(crate) async fn exchange(
+    instances: &Instances,
+    instance: &InstanceId,
+    protocol: Protocol,
+    request: Request<Outgoing>,
+    upload: Option<&Upload>,
+) -> Result<(Response<Incoming>, Connection), Refusal> {
+    let mut request = request;
+    if let Some(mut connection) = Connection::kept(instance, protocol) {
+        let spare = spare(&request);
+        match connection.send(request).await {
+            Ok(response) => return Ok((response, connection)),
+            Err((error, unsent)) => match unsent.or_else(|| spare.map(revive)) {
+                Some(again) => request = again,
+                None => return Err(refuse(instances, instance, upload, error).await),
+            },
+        }
+    }
+    let opened = Connection::open(instances, instance, protocol).await;
+    let mut connection = match opened {
+        Ok(connection) => connection,
+        Err(error) => return Err(refuse(instances, instance, upload, error).await),
+    };
+    match connection.send(request).await {
+        Ok(response) => Ok((response, connection)),
+        Err((error, _)) => Err(refuse(instances, instance, upload, error).await),
+    }
+}
+
+impl Connection {
+    /// Err: with the request, when nothing of it was written.
+    async fn send(
+        &mut self,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, (upstream::Error, Option<Request<Outgoing>>)> {
+        let sent = match self {
+            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http2(sender) => sender.try_send_request(request).await,
+        };
+        match sent {
+            Ok(response) if response.status() == http::StatusCode::SWITCHING_PROTOCOLS => {
+                Err((upstream::Error::Switching, None))
+            }
+            Ok(response) => Ok(response),
+            Err(mut failed) => {
+                let unsent = failed.take_message();
+                Err((upstream::Error::Exchange(failed.into_error()), unsent))
+            }
+        }
+    }
+}
+
+/// A copy to try again with, when trying again does no harm.
+fn spare(request: &Request<Outgoing>) -> Option<Parts> {
+    let repeatable = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
+    );
+    if !repeatable || !request.body().is_empty() {
+        return None;
+    }
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy.into_parts().0)
+}
+
+fn revive(parts: Parts) -> Request<Outgoing> {
+    Request::from_parts(parts, Outgoing::EMPTY)
+}
+
+/// What a failed exchange is: the client's fault, the instance's end, or a bad answer.
+async fn refuse(
+    instances: &Instances,
+    instance: &InstanceId,
+    upload: Option<&Upload>,
+    error: upstream::Error,
+) -> Refusal {
+    if upload.is_some_and(Upload::is_too_large) {
+        return Refusal::RequestTooLarge;
+    }
+    if upload.is_some_and(Upload::is_broken) {
+        return Refusal::ClientGone;
+    }
+    let malformed = match &error {
+        upstream::Error::Exchange(error) => error.is_parse(),
+        upstream::Error::Switching => true,
+        upstream::Error::Connect(_) => false,
+    };
+    let mut again = ASK_AGAIN.iter();
+    loop {
+        match (instances.fate)(instance) {
+            Fate::OutOfMemory { limit_bytes } => {
+                return Refusal::OutOfMemory {
+                    instance: instance.clone(),
+                    limit_bytes,
+                };
+            }
+            Fate::Ended => break,
+            Fate::Alive if malformed => break,
+            Fate::Alive => match again.next() {
+                Some(pause) => tokio::time::sleep(*pause).await,
+                None => break,
+            },
+        }
+    }
+    Refusal::Upstream {
+        instance: instance.clone(),
+        source: error,
+    }
+}

@@ -1,0 +1,294 @@
+//! The listeners: ports, threads, connections.
+//!
+//! One thread per core, each with its own single-threaded runtime and its own socket on each port (`SO_REUSEPORT`),
+//! so that the kernel spreads connections and no request crosses threads. Before that the port is bound exclusively: a
+//! port that another process holds is refused, never shared.
+
+use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc, thread::JoinHandle, time::Duration};
+
+use rustls::ServerConfig;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    task::JoinSet,
+    time::Instant,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{Ingress, connection, upstream};
+
+/// How often each thread gives up upstream connections that nobody used.
+const PRUNE_EVERY: Duration = Duration::from_secs(30);
+/// After a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+const BACKLOG: i32 = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {addr}")]
+    Bind {
+        addr: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot start a thread for requests")]
+    Thread(#[source] io::Error),
+}
+
+/// What to listen on. TLS offers HTTP/2 and HTTP/1.1, whatever the configuration's ALPN says.
+#[derive(Debug)]
+pub struct Ports {
+    pub http: Option<SocketAddr>,
+    pub https: Option<(SocketAddr, Arc<ServerConfig>)>,
+}
+
+/// What one client may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How long a connection may be without a request in progress, from its start or from the end of the last one.
+    /// A silent client is cut off after this at the earliest, after twice this at the latest.
+    pub quiet: Duration,
+    pub handshake: Duration,
+    /// Open connections of all threads; more wait in the kernel's queue until one closes.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            quiet: Duration::from_secs(30),
+            handshake: Duration::from_secs(10),
+            connections: 8192,
+        }
+    }
+}
+
+/// Open ports and the threads that serve them. Dropped without [`Listening::drain`], it breaks off what is under way.
+#[derive(Debug)]
+pub struct Listening {
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    workers: Vec<Worker>,
+    stop: watch::Sender<Option<Instant>>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    thread: JoinHandle<()>,
+    /// Connections that were cut off at the deadline.
+    cut_off: oneshot::Receiver<usize>,
+}
+
+/// Opens the ports and serves them with `threads` threads.
+///
+/// # Errors
+/// When an address cannot be bound, which includes that another process holds the port.
+pub fn open(ingress: &Arc<Ingress>, ports: Ports, limits: Limits, threads: NonZeroUsize) -> Result<Listening, Error> {
+    let (stop, stopping) = watch::channel(None);
+    let mut sockets: Vec<Sockets> = (0..threads.get()).map(|_| Sockets::default()).collect();
+    let http = match ports.http {
+        None => None,
+        Some(addr) => {
+            let (addr, bound) = bind(addr, threads)?;
+            for (of, socket) in sockets.iter_mut().zip(bound) {
+                of.http = Some(socket);
+            }
+            Some(addr)
+        }
+    };
+    let https = match ports.https {
+        None => None,
+        Some((addr, config)) => {
+            let (addr, bound) = bind(addr, threads)?;
+            let mut config = ServerConfig::clone(&config);
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            for (of, socket) in sockets.iter_mut().zip(bound) {
+                of.https = Some((socket, acceptor.clone()));
+            }
+            Some(addr)
+        }
+    };
+    let mut workers = Vec::new();
+    for (number, sockets) in sockets.into_iter().enumerate() {
+        let (report, cut_off) = oneshot::channel();
+        let most = (limits.connections / threads).max(1);
+        let worker = Work {
+            ingress: ingress.clone(),
+            stop: stopping.clone(),
+            limits,
+            room: Arc::new(Semaphore::new(most)),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Thread)?;
+        let thread = std::thread::Builder::new()
+            .name(format!("ingress-{number}"))
+            .spawn(move || {
+                let cut_off = runtime.block_on(worker.run(sockets));
+                // Nobody asks when the whole was dropped.
+                let _ = report.send(cut_off);
+            })
+            .map_err(Error::Thread)?;
+        workers.push(Worker { thread, cut_off });
+    }
+    Ok(Listening {
+        http,
+        https,
+        workers,
+        stop,
+    })
+}
+
+impl Listening {
+    /// The real address, also when port 0 was asked for.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    pub fn https(&self) -> Option<SocketAddr> {
+        self.https
+    }
+
+    /// Takes no new connection, lets requests under way end, and cuts off what is left after `limit`. Answers how many
+    /// connections were cut off.
+    pub async fn drain(mut self, limit: Duration) -> usize {
+        self.stop.send_replace(Some(Instant::now() + limit));
+        let mut cut_off = 0;
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has nothing left to cut off.
+            cut_off += worker.cut_off.await.unwrap_or(0);
+            // It is past its last statement.
+            let _ = worker.thread.join();
+        }
+        cut_off
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop.send_replace(Some(Instant::now()));
+        for worker in self.workers.drain(..) {
+            let _ = worker.thread.join();
+        }
+    }
+}
+
+/// So many sockets on one address. The first is bound alone, which fails when anyone else has the port.
+fn bind(addr: SocketAddr, threads: NonZeroUsize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), Error> {
+    let failed = |source| Error::Bind { addr, source };
+    let socket = || {
+        let socket = Socket::new(
+            Domain::for_address(addr),
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        Ok(socket)
+    };
+    let first = socket().map_err(failed)?;
+    first.bind(&addr.into()).map_err(failed)?;
+    let real = first
+        .local_addr()
+        .map_err(failed)?
+        .as_socket()
+        .expect("bound to an address");
+    // Two that are bound and do not listen yet could both get here; the one that listens second fails.
+    first.listen(BACKLOG).map_err(failed)?;
+    first.set_reuse_port(true).map_err(failed)?;
+    let mut bound = vec![first.into()];
+    for _ in 1..threads.get() {
+        let next = socket().map_err(failed)?;
+        next.set_reuse_port(true).map_err(failed)?;
+        next.bind(&real.into()).map_err(failed)?;
+        next.listen(BACKLOG).map_err(failed)?;
+        bound.push(next.into());
+    }
+    Ok((real, bound))
+}
+
+#[derive(Default)]
+struct Sockets {
+    http: Option<std::net::TcpListener>,
+    https: Option<(std::net::TcpListener, TlsAcceptor)>,
+}
+
+/// What one thread works with.
+struct Work {
+    ingress: Arc<Ingress>,
+    stop: watch::Receiver<Option<Instant>>,
+    limits: Limits,
+    room: Arc<Semaphore>,
+}
+
+impl Work {
+    /// Serves until told to stop. Answers how many connections were cut off.
+    async fn run(self, sockets: Sockets) -> usize {
+        let adopt = |socket| TcpListener::from_std(socket).expect("a non-blocking listener");
+        let http = sockets.http.map(adopt);
+        let (https, acceptor) = match sockets.https {
+            Some((socket, acceptor)) => (Some(adopt(socket)), Some(acceptor)),
+            None => (None, None),
+        };
+        let mut connections = JoinSet::new();
+        let mut pruning = tokio::time::interval(PRUNE_EVERY);
+        let mut stop = self.stop.clone();
+        let deadline = loop {
+            let (accepted, acceptor) = tokio::select! {
+                _ = stop.changed() => {
+                    // The sender says when before it goes.
+                    break (*stop.borrow()).unwrap_or_else(Instant::now);
+                }
+                Some(_) = connections.join_next() => continue,
+                _ = pruning.tick() => {
+                    upstream::prune();
+                    continue;
+                }
+                accepted = accept(http.as_ref(), &self.room) => (accepted, None),
+                accepted = accept(https.as_ref(), &self.room) => (accepted, acceptor.clone()),
+            };
+            let ingress = self.ingress.clone();
+            let (stop, limits) = (self.stop.clone(), self.limits);
+            connections.spawn(async move {
+                let Accepted { stream, peer, permit } = accepted;
+                connection::serve(ingress, stream, peer.ip(), acceptor, limits, stop).await;
+                drop(permit);
+            });
+        };
+        drop((http, https));
+        let ended = async { while connections.join_next().await.is_some() {} };
+        // Either way `connections` holds what is left.
+        let _ = tokio::time::timeout_at(deadline, ended).await;
+        let cut_off = connections.len();
+        connections.shutdown().await;
+        cut_off
+    }
+}
+
+struct Accepted {
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: OwnedSemaphorePermit,
+}
+
+/// The next connection, once there is room for it. Pends for ever without a listener.
+async fn accept(listener: Option<&TcpListener>, room: &Arc<Semaphore>) -> Accepted {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    let permit = room.clone().acquire_owned().await.expect("it is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                return Accepted { stream, peer, permit };
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: waiting lets some be given back.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

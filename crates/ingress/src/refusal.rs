@@ -1,0 +1,135 @@
+//! Why a request got no answer from an instance, and how the client is told.
+//!
+//! `Display` is for the record and names the thing; what the client reads is [`Refusal::wording`], Cloud Run's own
+//! where it is known.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use model::{InstanceId, RevisionKey, ServiceKey};
+
+use crate::{Body, upstream};
+
+/// HTTP/1 requests and responses of known length may be this large (Cloud Run quotas): 32 MiB.
+pub(crate) const LARGEST_HTTP1_BODY: u64 = 32 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("malformed request: {0}")]
+    Malformed(&'static str),
+    #[error("protocol upgrade to {0} is not served")]
+    Upgrade(String),
+    #[error("method CONNECT is not served")]
+    Connect,
+    #[error("no service answers at host \"{0}\"")]
+    NoRoute(Box<str>),
+    #[error("no revision of service {} is ready", .0.name)]
+    NoRevision(ServiceKey),
+    #[error("no identity token was sent")]
+    NoToken,
+    #[error("identity token refused: {0}")]
+    BadToken(String),
+    #[error("{0} does not hold roles/run.invoker")]
+    NotInvoker(String),
+    #[error("request body is over the limit of 32 MiB for HTTP/1")]
+    RequestTooLarge,
+    #[error("response of {0} bytes is over the limit of 32 MiB for HTTP/1 responses of known length")]
+    ResponseTooLarge(u64),
+    #[error("the queue of revision {} is full", .0.name)]
+    QueueFull(RevisionKey),
+    #[error("no instance had a free slot within {} ms", .0.as_millis())]
+    NoInstance(Duration),
+    #[error("no instance could be started: {}", .0.as_deref().unwrap_or("no reason was given"))]
+    StartFailed(Option<Arc<str>>),
+    #[error("the request timeout of {} s was reached", .0.as_secs())]
+    Deadline(Duration),
+    #[error("instance {instance} went over its memory limit of {} MiB", .limit_bytes >> 20)]
+    OutOfMemory { instance: InstanceId, limit_bytes: u64 },
+    #[error("instance {instance} did not answer")]
+    Upstream {
+        instance: InstanceId,
+        #[source]
+        source: upstream::Error,
+    },
+    /// Nobody is there to read it; it is only recorded.
+    #[error("the client left before the response")]
+    ClientGone,
+}
+
+impl Refusal {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Malformed(_) => StatusCode::BAD_REQUEST,
+            Self::Upgrade(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoRoute(_) => StatusCode::NOT_FOUND,
+            Self::NoRevision(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadToken(_) => StatusCode::UNAUTHORIZED,
+            Self::NoToken | Self::NotInvoker(_) => StatusCode::FORBIDDEN,
+            Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::QueueFull(_) | Self::NoInstance(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::StartFailed(_) | Self::OutOfMemory { .. } | Self::ResponseTooLarge(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            Self::Deadline(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            // Written down as nginx and Google's balancers do.
+            Self::ClientGone => StatusCode::from_u16(499).expect("a status has three digits"),
+        }
+    }
+
+    /// What the client reads.
+    pub(crate) fn wording(&self) -> &'static str {
+        const NO_INSTANCE: &str = "The request was aborted because there was no available instance.";
+        const NO_ANSWER: &str = "The request failed because either the HTTP response was malformed or connection to the instance had an error.";
+        match self {
+            Self::Malformed(why) => why,
+            Self::Upgrade(_) => "WebSocket and other protocol upgrades are not served by this Homerun yet.",
+            Self::Connect => "Method CONNECT is not allowed.",
+            Self::NoRoute(_) => "Page not found: no service answers at this host.",
+            Self::NoRevision(_) => "No revision of this service is ready yet.",
+            Self::NoToken => {
+                "Your client does not have permission to get this URL from this server: send an identity token, or allow unauthenticated calls."
+            }
+            Self::NotInvoker(_) => {
+                "Your client does not have permission to get this URL from this server: the caller does not hold roles/run.invoker on this service."
+            }
+            Self::BadToken(_) => {
+                "Your client does not have permission to the requested URL: the identity token could not be verified."
+            }
+            Self::RequestTooLarge => "The request is too large: the limit is 32 MiB for HTTP/1 requests.",
+            Self::ResponseTooLarge(_) => {
+                "Response size was too large. Please consider reducing response size: the limit is 32 MiB for HTTP/1 responses that are not chunked."
+            }
+            Self::QueueFull(_) | Self::NoInstance(_) | Self::StartFailed(_) => NO_INSTANCE,
+            Self::Deadline(_) => "upstream request timeout",
+            Self::OutOfMemory { .. } | Self::Upstream { .. } => NO_ANSWER,
+            Self::ClientGone => "",
+        }
+    }
+}
+
+impl From<&Refusal> for Response<Body> {
+    fn from(refusal: &Refusal) -> Self {
+        let text = Bytes::from_static(refusal.wording().as_bytes());
+        let body = Full::new(text).map_err(|never| match never {});
+        let mut response = Response::new(body.boxed_unsync());
+        *response.status_mut() = refusal.status();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        if let Refusal::BadToken(_) = refusal {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(
+                    "Bearer error=\"invalid_token\" error_description=\"The access token could not be verified\"",
+                ),
+            );
+        }
+        response
+    }
+}
