@@ -28,6 +28,7 @@ const SETTLE: Duration = Duration::from_secs(2);
 pub struct Homerun {
     child: Child,
     root: TempDir,
+    flags: Vec<String>,
     addresses: StartUp,
     /// The 8 hex digits in the names it gives to what the machine shares.
     id8: String,
@@ -87,6 +88,25 @@ pub(crate) fn binary() -> Result<PathBuf> {
         .with_context(|| format!("no binary {}: build it, or set HOMERUN_BIN", path.display()))
 }
 
+/// Starts the binary; what it says goes to `up.log` in `root`.
+fn spawn(root: &Path, flags: &[String]) -> Result<Child> {
+    let out = File::create(root.join("up.log"))?;
+    let binary = binary()?;
+    Command::new(&binary)
+        .args(["up", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .args(["--https", "127.0.0.1:0", "--url-scheme", "http"])
+        .args(["--idle-retention", "3s", "--data-dir"])
+        .arg(root.join("data"))
+        .args(flags)
+        .env_remove("HOMERUN_API")
+        .env("HOME", root.join("home"))
+        .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(out)
+        .spawn()
+        .with_context(|| format!("cannot start {}", binary.display()))
+}
+
 impl Homerun {
     /// Starts one with its own data directory and ports, plain http URLs and short idle retention.
     ///
@@ -105,26 +125,13 @@ impl Homerun {
         for dir in ["home", "bin", "tmp", "gcloud"] {
             fs::create_dir(root.path().join(dir))?;
         }
-        let log = root.path().join("up.log");
-        let out = File::create(&log)?;
-        let binary = binary()?;
-        let child = Command::new(&binary)
-            .args(["up", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
-            .args(["--https", "127.0.0.1:0", "--url-scheme", "http"])
-            .args(["--idle-retention", "3s", "--data-dir"])
-            .arg(root.path().join("data"))
-            .args(flags)
-            .env_remove("HOMERUN_API")
-            .env("HOME", root.path().join("home"))
-            .stdin(Stdio::null())
-            .stdout(out.try_clone()?)
-            .stderr(out)
-            .spawn()
-            .with_context(|| format!("cannot start {}", binary.display()))?;
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let child = spawn(root.path(), &flags)?;
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut homerun = Self {
             child,
             root,
+            flags,
             addresses: StartUp {
                 api: nowhere,
                 http: nowhere,
@@ -133,15 +140,30 @@ impl Homerun {
             },
             id8: String::new(),
         };
-        homerun.addresses = homerun.wait_until_ready()?;
-        homerun.id8 = leftover::id8_of(&homerun.addresses.data)?;
-        let seen = homerun.left()?;
-        ensure!(
-            !seen.is_empty(),
-            "a running Homerun {} is seen nowhere on the machine, so its leftovers would not be either",
-            homerun.id8
-        );
+        homerun.meet()?;
         Ok(homerun)
+    }
+
+    /// Kills it with SIGKILL and starts another on the same data, at other ports.
+    ///
+    /// # Errors
+    /// When it cannot be killed; as [`Self::up`].
+    pub fn kill_and_restart(&mut self) -> Result<()> {
+        self.kill()?;
+        self.child = spawn(self.root.path(), &self.flags)?;
+        self.meet()
+    }
+
+    /// Reads what it says, and finds it on the machine.
+    fn meet(&mut self) -> Result<()> {
+        self.addresses = self.wait_until_ready()?;
+        self.id8 = leftover::id8_of(&self.addresses.data)?;
+        ensure!(
+            !self.left()?.is_empty(),
+            "a running Homerun {} is seen nowhere on the machine, so its leftovers would not be either",
+            self.id8
+        );
+        Ok(())
     }
 
     fn wait_until_ready(&mut self) -> Result<StartUp> {
@@ -212,11 +234,7 @@ impl Homerun {
         }
     }
 
-    /// Kills it with SIGKILL, and hands back the directory: another may be started there.
-    ///
-    /// # Errors
-    /// When it cannot be killed.
-    pub fn kill(&mut self) -> Result<()> {
+    fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use homerun_e2e::{Client, run_case};
+use homerun_e2e::{Client, Homerun, Session, run_case};
 
 macro_rules! cases {
     ($($case:ident: $($test:ident by $client:ident),+;)+) => {
@@ -13,7 +13,7 @@ macro_rules! cases {
             #[test]
             fn $test() {
                 if let Err(error) = run_case(stringify!($case), Client::$client) {
-                    panic!("{error:?}");
+                    panic!("{error:#}");
                 }
             }
         )+)+
@@ -35,4 +35,30 @@ macro_rules! cases {
 cases! {
     hello: hello_with_googles_gcloud by Google, hello_with_ours by Homerun;
     traffic: traffic_with_googles_gcloud by Google, traffic_with_ours by Homerun;
+}
+
+/// What was acknowledged is there after SIGKILL, the dead one's instances are not, and the service answers again.
+#[test]
+fn a_killed_homerun_loses_nothing_and_serves_again() {
+    let mut homerun = Homerun::up().expect("starts");
+    let run = |homerun: &Homerun, command: &str| {
+        let mut session = Session::new(homerun, Client::Homerun).expect("a shell");
+        let output = session.run(command).expect("ends");
+        assert_eq!(output.status, 0, "{command}\n{}\n{}", output.text, homerun.log());
+        output.text
+    };
+    let ask = "curl --fail $(homerun run services describe s --region=us-central1 --format='value(status.url)')";
+    run(
+        &homerun,
+        "homerun run deploy s --image=us-docker.pkg.dev/cloudrun/container/hello \
+         --region=us-central1 --set-env-vars=COLOR=red --allow-unauthenticated",
+    );
+    let before = run(&homerun, ask);
+    homerun.kill_and_restart().expect("starts after a kill");
+    let after = run(&homerun, ask);
+    for answer in [&before, &after] {
+        assert!(answer.contains(r#""colour":"red""#), "{answer}");
+    }
+    assert_ne!(before, after, "another instance, started at another time");
+    homerun.stop().expect("ends in order");
 }
