@@ -244,9 +244,7 @@ impl Writer {
         self.buffer.push(b'\n');
         self.lines += 1;
         self.telling = all;
-        self.counts
-            .waiting_bytes
-            .fetch_sub(weight, Ordering::Relaxed);
+        self.counts.waiting_bytes.fetch_sub(weight, Ordering::Relaxed);
     }
 
     fn flush(&mut self) {

@@ -43,11 +43,7 @@ pub enum OpenError {
         "{} has schema version {found}, this Homerun knows versions up to {known}: use a newer Homerun",
         file.display()
     )]
-    Newer {
-        file: PathBuf,
-        found: i64,
-        known: i64,
-    },
+    Newer { file: PathBuf, found: i64, known: i64 },
     #[error("{} is damaged: {finding}", file.display())]
     Damaged { file: PathBuf, finding: String },
     #[error("cannot read {}", file.display())]

@@ -63,9 +63,7 @@ pub(crate) fn open(file: &Path) -> Result<Connection, OpenError> {
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(database)?;
     if application != APPLICATION && (application != 0 || tables != 0) {
-        return Err(OpenError::Foreign {
-            file: file.to_owned(),
-        });
+        return Err(OpenError::Foreign { file: file.to_owned() });
     }
     let finding: String = pragma(&connection, "quick_check(1)").map_err(database)?;
     if finding != "ok" {
@@ -102,10 +100,7 @@ fn migrate(connection: &mut Connection, found: i64) -> rusqlite::Result<()> {
         transaction.execute_batch(sql)?;
         transaction.pragma_update(None, "application_id", APPLICATION)?;
         let reached = i64::try_from(step + 1).expect("a handful of steps");
-        transaction.execute(
-            "UPDATE meta SET value = ?1 WHERE name = 'schema'",
-            [reached],
-        )?;
+        transaction.execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [reached])?;
         transaction.commit()?;
     }
     Ok(())
@@ -117,9 +112,7 @@ fn pragma<T: rusqlite::types::FromSql>(connection: &Connection, name: &str) -> r
 
 fn number(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
     let found = connection
-        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
-            row.get(0)
-        })
+        .query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| row.get(0))
         .optional()?;
     Ok(found.unwrap_or(0))
 }

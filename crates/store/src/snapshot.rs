@@ -22,10 +22,7 @@ impl Snapshot {
     }
 
     /// The revisions of this very service (same key and uid: one deleted and made again inherits none), by name.
-    pub fn revisions_of<'a>(
-        &'a self,
-        service: &'a Service,
-    ) -> impl Iterator<Item = &'a Revision> + Clone + 'a {
+    pub fn revisions_of<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Revision> + Clone + 'a {
         revisions_under(&self.revisions, &service.key)
             .map(|(_, revision)| revision.as_ref())
             .filter(move |revision| revision.service_uid == service.uid)

@@ -48,9 +48,7 @@ impl Transaction {
     pub fn put_service(&mut self, mut service: Service) {
         service.resource_version = self.version();
         let service = Arc::new(service);
-        self.writable()
-            .services
-            .insert(service.key.clone(), service.clone());
+        self.writable().services.insert(service.key.clone(), service.clone());
         self.changes.push(Change::PutService(service));
     }
 
@@ -72,9 +70,7 @@ impl Transaction {
     /// in [`Self::snapshot`] first.
     pub fn put_revision(&mut self, revision: Revision) {
         let revision = Arc::new(revision);
-        self.writable()
-            .revisions
-            .insert(revision.key.clone(), revision.clone());
+        self.writable().revisions.insert(revision.key.clone(), revision.clone());
         self.changes.push(Change::PutRevision(revision));
     }
 

@@ -15,9 +15,7 @@ use std::{
 use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{
-    Error, OpenError, Snapshot, TransactError, Transaction, lock::Lock, schema, transaction::Change,
-};
+use crate::{Error, OpenError, Snapshot, TransactError, Transaction, lock::Lock, schema, transaction::Change};
 
 /// Work that may wait before callers of [`Store::transact`] wait for a place.
 const QUEUE: usize = 256;
@@ -206,11 +204,10 @@ impl Writer {
     /// After a commit that failed only the disk knows whether it is there.
     fn settle(&mut self) -> Result<(), Error> {
         if self.in_doubt {
-            let found =
-                schema::load(&self.connection, &self.file).map_err(|source| Error::Doubt {
-                    file: self.file.clone(),
-                    source: Arc::new(source),
-                })?;
+            let found = schema::load(&self.connection, &self.file).map_err(|source| Error::Doubt {
+                file: self.file.clone(),
+                source: Arc::new(source),
+            })?;
             self.in_doubt = false;
             if found.version != self.newest.version {
                 self.publish(Arc::new(found));
@@ -226,8 +223,7 @@ impl Writer {
 }
 
 fn commit(connection: &mut Connection, version: u64, changes: &[Change]) -> rusqlite::Result<()> {
-    let transaction =
-        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     for change in changes {
         apply(&transaction, change)?;
     }
@@ -267,9 +263,7 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
         }
         Change::DeleteRevision(key) => {
             connection
-                .prepare_cached(
-                    "DELETE FROM revisions WHERE region = ?1 AND service = ?2 AND name = ?3",
-                )?
+                .prepare_cached("DELETE FROM revisions WHERE region = ?1 AND service = ?2 AND name = ?3")?
                 .execute(params![
                     key.service.region.as_str(),
                     key.service.name.as_str(),

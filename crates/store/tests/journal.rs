@@ -4,8 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use homerun_store::journal::{FLUSH, Journal, Limits, Of, read_last};
 use model::{
-    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Stream,
-    Timestamp,
+    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Stream, Timestamp,
 };
 use tempfile::TempDir;
 
@@ -55,10 +54,7 @@ fn bytes(dir: &Path) -> Vec<u64> {
         .map(|file| file.expect("there").path())
         .collect();
     files.sort();
-    files
-        .iter()
-        .map(|file| file.metadata().expect("there").len())
-        .collect()
+    files.iter().map(|file| file.metadata().expect("there").len()).collect()
 }
 
 #[test]
@@ -80,14 +76,8 @@ fn newest_first_by_service_and_revision() {
     let everything = ["four", "three, of s-00001-abc", "two", "one"];
     assert_eq!(last(&dir, 10, &Of::Everything), everything);
     assert_eq!(last(&dir, 2, &Of::Everything), everything[..2]);
-    assert_eq!(
-        last(&dir, 10, &Of::Service(service)),
-        ["four", "two", "one"]
-    );
-    assert_eq!(
-        last(&dir, 10, &Of::Revision(of("s", "s-00001-abc"))),
-        ["one"]
-    );
+    assert_eq!(last(&dir, 10, &Of::Service(service)), ["four", "two", "one"]);
+    assert_eq!(last(&dir, 10, &Of::Revision(of("s", "s-00001-abc"))), ["one"]);
 }
 
 #[test]
@@ -97,11 +87,7 @@ fn an_entry_is_on_disk_soon_without_a_close() {
     journal.write(line(of("s", "s-00001-abc"), "one"));
     // Ten times the promise: the machine may be busy.
     let soon = std::time::Instant::now() + FLUSH * 10;
-    while journal
-        .read_last(1, &Of::Everything)
-        .expect("reads")
-        .is_empty()
-    {
+    while journal.read_last(1, &Of::Everything).expect("reads").is_empty() {
         assert!(std::time::Instant::now() < soon, "not flushed");
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -164,9 +150,7 @@ fn what_does_not_fit_the_queue_is_counted_and_told() {
     let journal = Journal::open(dir.path()).expect("opens");
     // More bytes than may wait, written faster than any disk takes them.
     let long = "x".repeat(256 << 10);
-    let entries: Vec<Entry> = (0..600)
-        .map(|_| line(of("s", "s-00001-abc"), long.clone()))
-        .collect();
+    let entries: Vec<Entry> = (0..600).map(|_| line(of("s", "s-00001-abc"), long.clone())).collect();
     let written = entries.len() as u64;
     for entry in entries {
         journal.write(entry);
@@ -190,9 +174,7 @@ fn what_does_not_fit_the_queue_is_counted_and_told() {
         };
         for line in text.lines() {
             let line: serde_json::Value = serde_json::from_str(line).expect("whole lines");
-            told += line
-                .get("dropped")
-                .map_or(0, |n| n.as_u64().expect("a count"));
+            told += line.get("dropped").map_or(0, |n| n.as_u64().expect("a count"));
             kept += 1;
         }
     }

@@ -89,9 +89,7 @@ async fn a_write_survives_reopen() {
     assert_eq!(snapshot.service(&key("s")), Some(&expected));
     let expected = revision(&expected, "s-00001-abc");
     assert_eq!(snapshot.revision(&expected.key), Some(&expected));
-    let version = write(&store, |tx| tx.put_service(service("t")))
-        .await
-        .expect("written");
+    let version = write(&store, |tx| tx.put_service(service("t"))).await.expect("written");
     assert_eq!(version, 2, "the counter goes on where it was");
 }
 
@@ -147,10 +145,7 @@ async fn revisions_of_a_service_are_those_of_its_uid_by_name() {
     .expect("written");
     let snapshot = store.snapshot();
     let s = snapshot.service(&key("s")).expect("written");
-    let names: Vec<&str> = snapshot
-        .revisions_of(s)
-        .map(|r| r.key.name.as_str())
-        .collect();
+    let names: Vec<&str> = snapshot.revisions_of(s).map(|r| r.key.name.as_str()).collect();
     assert_eq!(names, ["s-00001-abc", "s-00003-abc"]);
 }
 
@@ -158,9 +153,7 @@ async fn revisions_of_a_service_are_those_of_its_uid_by_name() {
 async fn a_refused_transaction_writes_nothing() {
     let dir = dir();
     let store = Store::open(dir.path()).expect("a new store");
-    write(&store, |tx| tx.put_service(service("s")))
-        .await
-        .expect("written");
+    write(&store, |tx| tx.put_service(service("s"))).await.expect("written");
     let bell = store.changed();
     let refused = store
         .transact(|tx| {
@@ -283,9 +276,7 @@ async fn a_panic_in_the_work_is_its_callers() {
 async fn a_write_that_the_disk_refuses_is_an_error_and_leaves_nothing() {
     let dir = dir();
     let store = Store::open(dir.path()).expect("a new store");
-    write(&store, |tx| tx.put_service(service("s")))
-        .await
-        .expect("written");
+    write(&store, |tx| tx.put_service(service("s"))).await.expect("written");
     let other = rusqlite::Connection::open(dir.path().join("homerun.db")).expect("opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("taken");
     let error = write(&store, |tx| tx.put_service(service("t")))
@@ -357,12 +348,9 @@ fn every_acknowledged_write_survives_a_kill_at_any_moment() {
     let dir = dir();
     let mut acknowledged = Vec::new();
     for round in 0..12 {
-        let mut child = another_process(
-            "every_acknowledged_write_survives_a_kill_at_any_moment",
-            dir.path(),
-        )
-        .spawn()
-        .expect("starts");
+        let mut child = another_process("every_acknowledged_write_survives_a_kill_at_any_moment", dir.path())
+            .spawn()
+            .expect("starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         lines
             .by_ref()
@@ -382,9 +370,7 @@ fn every_acknowledged_write_survives_a_kill_at_any_moment() {
         let mut lines = reader.join().expect("no panic");
         acknowledged.append(&mut lines);
 
-        let snapshot = Store::open(dir.path())
-            .expect("opens after a kill")
-            .snapshot();
+        let snapshot = Store::open(dir.path()).expect("opens after a kill").snapshot();
         for version in &acknowledged {
             let s = snapshot
                 .service(&key(&format!("s{version}")))
@@ -415,13 +401,10 @@ fn a_second_process_is_refused_with_the_first_ones_pid() {
     let dir = dir();
     let store = Store::open(dir.path()).expect("a new store");
     let refused = |expected: bool| {
-        let child = another_process(
-            "a_second_process_is_refused_with_the_first_ones_pid",
-            dir.path(),
-        )
-        .stderr(Stdio::null())
-        .output()
-        .expect("runs");
+        let child = another_process("a_second_process_is_refused_with_the_first_ones_pid", dir.path())
+            .stderr(Stdio::null())
+            .output()
+            .expect("runs");
         let said = String::from_utf8_lossy(&child.stdout).into_owned();
         let line = said.lines().find_map(|line| line.strip_prefix("refused: "));
         assert_eq!(line.is_some(), expected, "{said}");
@@ -450,34 +433,26 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     let golden = golden();
     write(&store, move |tx| {
         golden.services.into_iter().for_each(|s| tx.put_service(s));
-        golden
-            .revisions
-            .into_iter()
-            .for_each(|r| tx.put_revision(r));
+        golden.revisions.into_iter().for_each(|r| tx.put_revision(r));
     })
     .await
     .expect("written");
     drop(store);
     let database = rusqlite::Connection::open(dir.path().join("homerun.db")).expect("opens");
     let schema: i64 = database
-        .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| {
-            row.get(0)
-        })
+        .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
         .expect("there");
     assert_eq!(schema, 1, "a new version needs its own golden file");
     let bodies = |table: &str| -> Vec<serde_json::Value> {
         let mut rows = database
             .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
             .expect("a table");
-        let bodies = rows
-            .query_map([], |row| row.get::<_, String>(0))
-            .expect("rows");
+        let bodies = rows.query_map([], |row| row.get::<_, String>(0)).expect("rows");
         bodies
             .map(|body| serde_json::from_str(&body.expect("text")).expect("JSON"))
             .collect()
     };
-    let kept =
-        serde_json::json!({ "services": bodies("services"), "revisions": bodies("revisions") });
+    let kept = serde_json::json!({ "services": bodies("services"), "revisions": bodies("revisions") });
     assert_eq!(
         serde_json::to_string_pretty(&kept).expect("plain data") + "\n",
         GOLDEN,
@@ -540,9 +515,7 @@ async fn files_are_for_their_owner_only() {
     let dir = dir();
     fs::write(dir.path().join("homerun.db"), "").expect("written");
     let store = Store::open(dir.path()).expect("an empty file is a new store");
-    write(&store, |tx| tx.put_service(service("s")))
-        .await
-        .expect("written");
+    write(&store, |tx| tx.put_service(service("s"))).await.expect("written");
     let mut seen = 0;
     for file in fs::read_dir(dir.path()).expect("there") {
         let file = file.expect("there");
