@@ -150,12 +150,7 @@ impl Images {
     }
 
     /// Reads a whole blob that must be small (a manifest, a configuration).
-    pub(crate) fn small_blob(
-        &self,
-        digest: &Digest,
-        what: &'static str,
-        limit: u64,
-    ) -> Result<Vec<u8>, Error> {
+    pub(crate) fn small_blob(&self, digest: &Digest, what: &'static str, limit: u64) -> Result<Vec<u8>, Error> {
         let blob = self.blob(digest)?;
         if blob.length > limit {
             return Err(Error::TooLarge { what, limit });
@@ -197,12 +192,7 @@ impl Images {
     }
 
     /// Stores what a reader yields, whose digest must be `expected`. Blocks on the disk.
-    pub(crate) fn copy_blob(
-        &self,
-        expected: Digest,
-        from: &mut dyn Read,
-        name: &std::path::Path,
-    ) -> Result<(), Error> {
+    pub(crate) fn copy_blob(&self, expected: Digest, from: &mut dyn Read, name: &std::path::Path) -> Result<(), Error> {
         let mut writer = BlobWriter::new(&self.shared.disk)?;
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -222,7 +212,10 @@ impl Images {
             let writer = Arc::new(Mutex::new(Some(BlobWriter::new(&images.shared.disk)?)));
             let mut uploads = images.uploads();
             if uploads.len() >= MAX_UPLOADS
-                && let Some(oldest) = uploads.iter().min_by_key(|(_, upload)| upload.touched).map(|(id, _)| id.clone())
+                && let Some(oldest) = uploads
+                    .iter()
+                    .min_by_key(|(_, upload)| upload.touched)
+                    .map(|(id, _)| id.clone())
             {
                 tracing::warn!(upload = %oldest, limit = MAX_UPLOADS, "gave up the oldest of too many open uploads");
                 uploads.remove(&oldest);
@@ -238,9 +231,9 @@ impl Images {
     pub fn upload_length(&self, upload: &UploadId) -> Result<u64, Error> {
         let writer = self.upload(upload)?;
         let writer = lock(&writer);
-        let writer = writer.as_ref().ok_or_else(|| Error::UploadUnknown {
-            upload: upload.clone(),
-        })?;
+        let writer = writer
+            .as_ref()
+            .ok_or_else(|| Error::UploadUnknown { upload: upload.clone() })?;
         Ok(writer.length)
     }
 
@@ -271,17 +264,13 @@ impl Images {
 
     /// Ends an upload. It must have the digest `expected`, else it is thrown away.
     pub async fn finish_upload(&self, upload: &UploadId, expected: Digest) -> Result<(), Error> {
-        let unknown = || Error::UploadUnknown {
-            upload: upload.clone(),
-        };
+        let unknown = || Error::UploadUnknown { upload: upload.clone() };
         let taken = self.uploads().remove(upload).ok_or_else(unknown)?;
         let images = self.clone();
         let upload = upload.clone();
         blocking(move || {
             // A chunk still being written is waited for; one that comes later finds nothing.
-            let writer = lock(&taken.writer)
-                .take()
-                .ok_or(Error::UploadUnknown { upload })?;
+            let writer = lock(&taken.writer).take().ok_or(Error::UploadUnknown { upload })?;
             writer.finish(&images.shared.disk, expected)
         })
         .await
@@ -291,9 +280,7 @@ impl Images {
     pub fn cancel_upload(&self, upload: &UploadId) -> Result<(), Error> {
         match self.uploads().remove(upload) {
             Some(_) => Ok(()),
-            None => Err(Error::UploadUnknown {
-                upload: upload.clone(),
-            }),
+            None => Err(Error::UploadUnknown { upload: upload.clone() }),
         }
     }
 
@@ -305,9 +292,7 @@ impl Images {
                 found.touched = touched;
                 Ok(Arc::clone(&found.writer))
             }
-            None => Err(Error::UploadUnknown {
-                upload: upload.clone(),
-            }),
+            None => Err(Error::UploadUnknown { upload: upload.clone() }),
         }
     }
 

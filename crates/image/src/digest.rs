@@ -60,9 +60,7 @@ impl FromStr for Digest {
     fn from_str(text: &str) -> Result<Digest, DigestError> {
         text.strip_prefix("sha256:")
             .and_then(Digest::from_hex)
-            .ok_or_else(|| DigestError {
-                text: text.to_owned(),
-            })
+            .ok_or_else(|| DigestError { text: text.to_owned() })
     }
 }
 

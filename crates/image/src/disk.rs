@@ -20,9 +20,7 @@ pub(crate) struct Disk {
 impl Disk {
     /// Makes what is missing and sweeps `tmp`.
     pub(crate) fn open(root: &Path) -> Result<Disk, Error> {
-        let disk = Disk {
-            root: root.to_owned(),
-        };
+        let disk = Disk { root: root.to_owned() };
         let tmp = disk.tmp();
         if tmp.exists() {
             fs::remove_dir_all(&tmp).map_err(Error::io("sweep", &tmp))?;
@@ -63,9 +61,7 @@ impl Disk {
     }
 
     pub(crate) fn repository(&self, repository: &Repository) -> PathBuf {
-        self.repositories()
-            .join(repository.host())
-            .join(repository.path())
+        self.repositories().join(repository.host()).join(repository.path())
     }
 
     pub(crate) fn manifests(&self, repository: &Repository) -> PathBuf {
@@ -177,8 +173,5 @@ fn create_dir_durably(dir: &Path) -> io::Result<()> {
 
 /// A path below a file (`NotADirectory`) is as absent as one that was never made.
 pub(crate) fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -84,11 +84,7 @@ impl Images {
     /// Imports all images of the layout at `path`, a directory or a tar archive (gzip allowed), and answers what they
     /// are called here. `name` is for a layout of one image and beats the layout's own name. Blobs that a manifest
     /// needs for this machine must be in the layout or stored already.
-    pub async fn import_layout(
-        &self,
-        path: &Path,
-        name: Option<&Reference>,
-    ) -> Result<Vec<Imported>, LayoutError> {
+    pub async fn import_layout(&self, path: &Path, name: Option<&Reference>) -> Result<Vec<Imported>, LayoutError> {
         let (images, path, name) = (self.clone(), path.to_owned(), name.cloned());
         blocking(move || {
             let layout = Layout { images, path };
@@ -154,12 +150,7 @@ impl Layout {
         let named = index
             .manifests
             .iter()
-            .map(|descriptor| {
-                Ok((
-                    descriptor,
-                    name.cloned().map_or_else(|| self.name(descriptor), Ok)?,
-                ))
-            })
+            .map(|descriptor| Ok((descriptor, name.cloned().map_or_else(|| self.name(descriptor), Ok)?)))
             .collect::<Result<Vec<_>, LayoutError>>()?;
         let mut imported = Vec::with_capacity(named.len());
         for (descriptor, reference) in named {
@@ -274,9 +265,7 @@ impl Layout {
                         source: Box::new(source),
                     };
                     if self.images.blob_length(&digest).map_err(store)?.is_none() {
-                        self.images
-                            .copy_blob(digest, &mut entry, &self.path)
-                            .map_err(store)?;
+                        self.images.copy_blob(digest, &mut entry, &self.path).map_err(store)?;
                     }
                 }
             }

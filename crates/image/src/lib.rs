@@ -35,6 +35,7 @@ mod user;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
@@ -67,6 +68,7 @@ struct Shared {
     unpacking: Arc<Semaphore>,
     /// How many blobs are pulled at a time, over all images.
     pulling: Arc<Semaphore>,
+    layers_unpacked: AtomicU64,
 }
 
 /// How many blobs are pulled from other registries at a time.
@@ -95,8 +97,14 @@ impl Images {
                 flights: flight::Flights::default(),
                 unpacking: Arc::new(Semaphore::new(unpackers)),
                 pulling: Arc::new(Semaphore::new(PULLS)),
+                layers_unpacked: AtomicU64::new(0),
             }),
         })
+    }
+
+    /// How many layers were unpacked since the store was opened.
+    pub fn layers_unpacked(&self) -> u64 {
+        self.shared.layers_unpacked.load(Ordering::Relaxed)
     }
 }
 
@@ -113,10 +121,7 @@ pub enum Error {
     #[error("blob {digest} is not stored")]
     BlobUnknown { digest: Digest },
     #[error("repository {repository} holds no manifest {version}")]
-    ManifestUnknown {
-        repository: Repository,
-        version: Version,
-    },
+    ManifestUnknown { repository: Repository, version: Version },
     #[error("repository {repository} is not stored")]
     RepositoryUnknown { repository: Repository },
     #[error("manifest is not acceptable")]
@@ -130,11 +135,7 @@ pub enum Error {
     UploadUnknown { upload: UploadId },
     /// A chunk that does not continue where the last one ended. Both are byte offsets.
     #[error("upload {upload} continues at byte {expected}, not at {got}")]
-    UploadOffset {
-        upload: UploadId,
-        expected: u64,
-        got: u64,
-    },
+    UploadOffset { upload: UploadId, expected: u64, got: u64 },
     #[error("{what} is larger than {limit} bytes")]
     TooLarge { what: &'static str, limit: u64 },
     #[error("cannot draw a random upload id")]

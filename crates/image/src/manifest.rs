@@ -56,11 +56,7 @@ fn found_list(found: &[Platform]) -> String {
     if found.is_empty() {
         return "no platform at all".to_owned();
     }
-    found
-        .iter()
-        .map(Platform::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    found.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// The CPU of this machine in the words of images: `amd64`, `arm64`.
@@ -220,11 +216,7 @@ impl Index {
             .filter(here)
             .find(plain)
             .or_else(|| self.manifests.iter().find(here))
-            .or_else(|| {
-                self.manifests
-                    .iter()
-                    .find(|descriptor| descriptor.platform.is_none())
-            })
+            .or_else(|| self.manifests.iter().find(|descriptor| descriptor.platform.is_none()))
             .ok_or_else(|| ManifestError::Platform {
                 found: self
                     .manifests
@@ -434,11 +426,7 @@ mod tests {
         for (content, sent, says) in [
             ("{", None, "not valid"),
             (r#"{"schemaVersion":1}"#, None, "schema version 1"),
-            (
-                r#"{"schemaVersion":2,"mediaType":"x/y","config":{}}"#,
-                None,
-                "\"x/y\"",
-            ),
+            (r#"{"schemaVersion":2,"mediaType":"x/y","config":{}}"#, None, "\"x/y\""),
             (
                 r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#,
                 Some(media_type::OCI_MANIFEST),
@@ -450,9 +438,7 @@ mod tests {
                 "not valid",
             ),
         ] {
-            let refused = Manifest::read(content.as_bytes(), sent)
-                .expect_err(content)
-                .to_string();
+            let refused = Manifest::read(content.as_bytes(), sent).expect_err(content).to_string();
             assert!(refused.contains(says), "{refused}");
         }
     }

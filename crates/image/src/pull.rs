@@ -207,10 +207,7 @@ impl Source {
         let images = self.images.clone();
         let (temp, file) = blocking(move || {
             let temp = images.shared.disk.temp_file()?;
-            let file = temp
-                .as_file()
-                .try_clone()
-                .map_err(Error::io("open", temp.path()))?;
+            let file = temp.as_file().try_clone().map_err(Error::io("open", temp.path()))?;
             Ok((temp, file))
         })
         .await
@@ -285,10 +282,7 @@ fn refusal(reference: &Reference, error: OciDistributionError) -> ResolveError {
         error,
         OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_)
     );
-    if refused
-        || matches!(status, Some(401 | 403))
-        || codes(&[OciErrorCode::Unauthorized, OciErrorCode::Denied])
-    {
+    if refused || matches!(status, Some(401 | 403)) || codes(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
         return ResolveError::Unauthorized { reference };
     }
     let absent = [
@@ -298,10 +292,7 @@ fn refusal(reference: &Reference, error: OciDistributionError) -> ResolveError {
         OciErrorCode::BlobUnknown,
         OciErrorCode::ManifestBlobUnknown,
     ];
-    if matches!(error, OciDistributionError::ImageManifestNotFoundError(_))
-        || status == Some(404)
-        || codes(&absent)
-    {
+    if matches!(error, OciDistributionError::ImageManifestNotFoundError(_)) || status == Some(404) || codes(&absent) {
         return ResolveError::NotFound { reference };
     }
     if let OciDistributionError::DigestError(DigestError::VerificationError { expected, actual }) = error {
@@ -363,10 +354,7 @@ fn credential(config: Option<&Path>, host: &str) -> Result<RegistryAuth, &'stati
                 return Err("it is an identity token, only user name and password are supported");
             }
             // Helpers answer so for a registry they have nothing for.
-            Err(
-                CredentialRetrievalError::NoCredentialConfigured
-                | CredentialRetrievalError::HelperFailure { .. },
-            ) => {}
+            Err(CredentialRetrievalError::NoCredentialConfigured | CredentialRetrievalError::HelperFailure { .. }) => {}
             Err(CredentialRetrievalError::ConfigNotFound | CredentialRetrievalError::ConfigReadError) => {
                 return Err("docker's config.json is not valid");
             }
@@ -374,9 +362,7 @@ fn credential(config: Option<&Path>, host: &str) -> Result<RegistryAuth, &'stati
                 return Err("the credential program that docker's config.json names cannot be run");
             }
             Err(CredentialRetrievalError::MalformedHelperResponse) => {
-                return Err(
-                    "the credential program that docker's config.json names did not answer in its protocol",
-                );
+                return Err("the credential program that docker's config.json names did not answer in its protocol");
             }
             Err(CredentialRetrievalError::CredentialDecodingError) => {
                 return Err("it is not base64 of user:password");
@@ -415,24 +401,17 @@ mod tests {
     fn reads_credentials_as_docker_writes_them() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = dir.path().join("config.json");
-        assert_eq!(
-            credential(Some(&config), "r.example"),
-            Ok(RegistryAuth::Anonymous)
-        );
+        assert_eq!(credential(Some(&config), "r.example"), Ok(RegistryAuth::Anonymous));
         std::fs::write(
             &config,
             r#"{"auths":{"r.example":{"auth":"dTpw"},"https://index.docker.io/v1/":{"auth":"aDpk"},
                 "t.example":{"identitytoken":"x"},"bad.example":{"auth":"!"}}}"#,
         )
         .expect("written");
-        let basic =
-            |user: &str, password: &str| Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned()));
+        let basic = |user: &str, password: &str| Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned()));
         assert_eq!(credential(Some(&config), "r.example"), basic("u", "p"));
         assert_eq!(credential(Some(&config), "docker.io"), basic("h", "d"));
-        assert_eq!(
-            credential(Some(&config), "other.example"),
-            Ok(RegistryAuth::Anonymous)
-        );
+        assert_eq!(credential(Some(&config), "other.example"), Ok(RegistryAuth::Anonymous));
         assert!(
             credential(Some(&config), "t.example")
                 .expect_err("refused")

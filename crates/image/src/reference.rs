@@ -50,9 +50,7 @@ impl Repository {
     pub fn new(host: &str, path: &str) -> Result<Repository, ReferenceError> {
         let lower = host.to_ascii_lowercase();
         if !is_host(&lower) {
-            return Err(ReferenceError::Host {
-                host: host.to_owned(),
-            });
+            return Err(ReferenceError::Host { host: host.to_owned() });
         }
         let host = if lower == "index.docker.io" {
             DOCKER.to_owned()
@@ -60,9 +58,7 @@ impl Repository {
             lower
         };
         if path.len() > NAME_LIMIT || !path.split('/').all(is_component) {
-            return Err(ReferenceError::Path {
-                path: path.to_owned(),
-            });
+            return Err(ReferenceError::Path { path: path.to_owned() });
         }
         Ok(Repository {
             host,
@@ -85,9 +81,7 @@ impl FromStr for Repository {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Repository, ReferenceError> {
-        let none = || ReferenceError::NoRepository {
-            text: text.to_owned(),
-        };
+        let none = || ReferenceError::NoRepository { text: text.to_owned() };
         if text.is_empty() {
             return Err(none());
         }
@@ -156,9 +150,7 @@ impl FromStr for Tag {
         let first = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let rest = |byte: u8| first(byte) || byte == b'.' || byte == b'-';
         let bytes = text.as_bytes();
-        if bytes.len() <= TAG_LIMIT
-            && bytes.first().is_some_and(|byte| first(*byte))
-            && bytes.iter().all(|b| rest(*b))
+        if bytes.len() <= TAG_LIMIT && bytes.first().is_some_and(|byte| first(*byte)) && bytes.iter().all(|b| rest(*b))
         {
             Ok(Tag(text.to_owned()))
         } else {
@@ -282,9 +274,7 @@ impl FromStr for Reference {
         };
         let repository = match name.parse() {
             Err(ReferenceError::NoRepository { .. }) => {
-                return Err(ReferenceError::NoRepository {
-                    text: text.to_owned(),
-                });
+                return Err(ReferenceError::NoRepository { text: text.to_owned() });
             }
             other => other?,
         };
@@ -414,20 +404,8 @@ mod tests {
         for (text, host, path, tag, digest) in [
             ("python", "docker.io", "library/python", Some("latest"), None),
             ("python:3.12", "docker.io", "library/python", Some("3.12"), None),
-            (
-                "bitnami/redis",
-                "docker.io",
-                "bitnami/redis",
-                Some("latest"),
-                None,
-            ),
-            (
-                "docker.io/python",
-                "docker.io",
-                "library/python",
-                Some("latest"),
-                None,
-            ),
+            ("bitnami/redis", "docker.io", "bitnami/redis", Some("latest"), None),
+            ("docker.io/python", "docker.io", "library/python", Some("latest"), None),
             (
                 "index.docker.io/python",
                 "docker.io",
@@ -439,13 +417,7 @@ mod tests {
             ("localhost:5000/a/b:v1", "localhost:5000", "a/b", Some("v1"), None),
             ("127.0.0.1:5000/a", "127.0.0.1:5000", "a", Some("latest"), None),
             ("[::1]:5000/a", "[::1]:5000", "a", Some("latest"), None),
-            (
-                "Registry.Example/a",
-                "registry.example",
-                "a",
-                Some("latest"),
-                None,
-            ),
+            ("Registry.Example/a", "registry.example", "a", Some("latest"), None),
             (
                 "us-central1-docker.pkg.dev/my-project/docker-repo/my-api:v1.0.0",
                 "us-central1-docker.pkg.dev",

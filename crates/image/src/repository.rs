@@ -115,16 +115,8 @@ impl Images {
     ) -> Result<Digest, Error> {
         let (images, repository, version) = (self.clone(), repository.clone(), version.clone());
         let (media_type, content) = (media_type.to_owned(), content.to_owned());
-        blocking(move || {
-            images.link_manifest(
-                &repository,
-                &version,
-                Some(&media_type),
-                &content,
-                Completeness::All,
-            )
-        })
-        .await
+        blocking(move || images.link_manifest(&repository, &version, Some(&media_type), &content, Completeness::All))
+            .await
     }
 
     /// The same for whoever may block on the disk, and with a choice of what must be there.
@@ -217,8 +209,7 @@ impl Images {
             match Manifest::read(&content, None)?.0 {
                 Manifest::Index(index) => at = index.choose()?.digest,
                 Manifest::Image(manifest) => {
-                    let content =
-                        self.small_blob(&manifest.config.digest, "image configuration", MAX_CONFIG_BYTES)?;
+                    let content = self.small_blob(&manifest.config.digest, "image configuration", MAX_CONFIG_BYTES)?;
                     let config = ConfigBlob::read(&content, manifest.config.digest)?;
                     config.check(&manifest)?;
                     return Ok(Chosen {

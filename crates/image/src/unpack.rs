@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::task::JoinSet;
 
@@ -234,6 +235,7 @@ impl Images {
         synced.map_err(Error::io("sync", &root))?;
         fs::rename(temp.path(), place).map_err(Error::io("publish", place))?;
         let _ = temp.keep();
+        self.shared.layers_unpacked.fetch_add(1, Ordering::Relaxed);
         sync_dir(&self.shared.disk.layers())?;
         tracing::info!(layer = %layer.digest, entries, skipped, bytes, took = ?began.elapsed(), "unpacked");
         Ok(())
@@ -306,5 +308,103 @@ impl Read for Stream {
             self.allowance.set(Some(left));
         }
         Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unpack(archive: &[u8], limits: Limits) -> Result<(), UnpackError> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let images = Images::open_with_docker_config(dir.path(), None).expect("opened");
+        let digest = images.put_small_blob(archive).expect("stored");
+        let layer = Descriptor {
+            media_type: crate::media_type::OCI_LAYER.to_owned(),
+            digest,
+            size: archive.len() as u64,
+            platform: None,
+            annotations: std::collections::BTreeMap::new(),
+        };
+        let place = images.shared.disk.layer(&digest);
+        let done = images.unpack(&layer, digest, &place, limits);
+        assert_eq!(place.exists(), done.is_ok());
+        assert_eq!(fs::read_dir(images.shared.disk.tmp()).expect("tmp").count(), 0);
+        done
+    }
+
+    fn archive(paths: &[&str], size: usize) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for path in paths {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(size as u64);
+            header.set_mode(0o644);
+            archive
+                .append_data(&mut header, path, vec![b'x'; size].as_slice())
+                .expect("memory");
+        }
+        archive.into_inner().expect("memory")
+    }
+
+    /// A header and a block of data each, and the end.
+    #[test]
+    fn a_layer_has_so_many_bytes() {
+        let content = archive(&["a", "b"], 400);
+        let bytes = content.len() as u64;
+        unpack(&content, Limits { entries: 10, bytes }).expect("just fits");
+        for bytes in [bytes - 1, 1024, 700, 1] {
+            let refused = unpack(&content, Limits { entries: 10, bytes }).expect_err("too many");
+            assert!(
+                matches!(refused, UnpackError::Bytes { limit } if limit == bytes),
+                "{refused:?}"
+            );
+        }
+    }
+
+    /// The root and directories that are implied count too.
+    #[test]
+    fn a_layer_has_so_many_entries() {
+        let content = archive(&["a", "b/c/d", "e"], 1);
+        unpack(
+            &content,
+            Limits {
+                entries: 6,
+                bytes: 1 << 20,
+            },
+        )
+        .expect("just fits");
+        let refused = unpack(
+            &content,
+            Limits {
+                entries: 5,
+                bytes: 1 << 20,
+            },
+        )
+        .expect_err("too many");
+        assert!(matches!(refused, UnpackError::Entries { limit: 5 }), "{refused:?}");
+    }
+
+    #[test]
+    fn what_is_no_layer_is_refused_by_its_type() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let images = Images::open_with_docker_config(dir.path(), None).expect("opened");
+        let digest = images.put_small_blob(b"x").expect("stored");
+        for media_type in [
+            "application/vnd.wasm.content.layer.v1+wasm",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+        ] {
+            let layer = Descriptor {
+                media_type: media_type.to_owned(),
+                digest,
+                size: 1,
+                platform: None,
+                annotations: std::collections::BTreeMap::new(),
+            };
+            let place = images.shared.disk.layer(&digest);
+            let refused = images
+                .unpack(&layer, digest, &place, Limits::default())
+                .expect_err("no layer");
+            assert!(refused.to_string().contains(media_type), "{refused}");
+        }
     }
 }

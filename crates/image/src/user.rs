@@ -129,27 +129,20 @@ fn find(passwd: &str, group: &str, text: &str) -> Result<User, UserError> {
             }
         };
     } else if let Some(name) = name {
-        for fields in
-            groups().filter(|fields| fields.len() >= 4 && fields[3].split(',').any(|member| member == name))
-        {
+        for fields in groups().filter(|fields| fields.len() >= 4 && fields[3].split(',').any(|member| member == name)) {
             more.extend(id(fields[2])?);
         }
         more.sort_unstable();
         more.dedup();
     }
-    Ok(User {
-        uid,
-        gid,
-        groups: more,
-    })
+    Ok(User { uid, gid, groups: more })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbig:x:70000:1::/:/\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\nbig:x:70000:1::/:/\n";
     const GROUP: &str = "root:x:0:\napp:x:1001:\nextra:x:2000:app,other\naudio:x:29:app\nwheel:x:10:root\n";
 
     #[test]

@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
-    fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fsetxattr, futimens, linkat, mkdirat, mknodat, openat, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::EntryType;
@@ -83,8 +83,7 @@ pub(super) struct Layer {
 impl Layer {
     pub(super) fn new(root: &Path, limit: u64) -> Result<Layer, UnpackError> {
         let tree = Tree::new(root).map_err(|errno| Error::io("open", root)(errno.into()))?;
-        fchmod(tree.root(), Mode::from_raw_mode(0o755))
-            .map_err(|errno| Error::io("open", root)(errno.into()))?;
+        fchmod(tree.root(), Mode::from_raw_mode(0o755)).map_err(|errno| Error::io("open", root)(errno.into()))?;
         Ok(Layer {
             tree,
             limit,
@@ -143,10 +142,7 @@ impl Layer {
             return self.hide(above, name, hidden);
         }
         let os_name = OsStr::from_bytes(name);
-        #[expect(
-            clippy::wildcard_enum_match_arm,
-            reason = "the archive's kinds are an open set"
-        )]
+        #[expect(clippy::wildcard_enum_match_arm, reason = "the archive's kinds are an open set")]
         match kind {
             EntryType::Directory => {
                 let look = look(entry)?;
@@ -168,8 +164,7 @@ impl Layer {
                 let look = look(entry)?;
                 let parent = self.tree.directory(above)?;
                 Tree::clear(&parent, name, false)?;
-                let flags =
-                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mode = Mode::RUSR | Mode::WUSR;
                 let file = openat(&parent, os_name, flags, mode).map_err(EntryError::os("create"))?;
                 let mut file = File::from(file);
@@ -196,8 +191,7 @@ impl Layer {
                 Tree::clear(&parent, name, false)?;
                 mknodat(&parent, os_name, FileType::Fifo, Mode::RUSR, 0).map_err(EntryError::os("make"))?;
                 look.put_on_name(&parent, os_name)?;
-                chmodat(&parent, os_name, look.mode, AtFlags::empty())
-                    .map_err(EntryError::os("set the mode of"))?;
+                chmodat(&parent, os_name, look.mode, AtFlags::empty()).map_err(EntryError::os("set the mode of"))?;
             }
             // Instances get a /dev of their own, and may not make nodes either.
             EntryType::Char | EntryType::Block => {
@@ -249,8 +243,7 @@ impl Layer {
             target: String::from_utf8_lossy(target).into_owned(),
         };
         let target_parts = super::tree::parts(target)?;
-        let (Some((name, above)), Some((target_name, target_above))) =
-            (parts.split_last(), target_parts.split_last())
+        let (Some((name, above)), Some((target_name, target_above))) = (parts.split_last(), target_parts.split_last())
         else {
             return Err(absent());
         };
@@ -301,18 +294,20 @@ impl Layer {
 
 fn look(entry: &mut tar::Entry<'_, impl Read>) -> Result<Look, EntryError> {
     let header = entry.header();
-    let id = |kind: &'static str, id: io::Result<u64>| {
-        let id = id.map_err(EntryError::Header)?;
+    let fields = header.as_old();
+    let id = |kind: &'static str, field: &[u8], id: io::Result<u64>| {
+        let id = unless_blank(field, id)?;
         match u32::try_from(id) {
             Ok(small) if id <= MAX_OWNER => Ok(small),
             Ok(_) | Err(_) => Err(EntryError::Owner { kind, id }),
         }
     };
-    let uid = Uid::from_raw(id("user", header.uid())?);
-    let gid = Gid::from_raw(id("group", header.gid())?);
-    let mode = Mode::from_raw_mode(header.mode().map_err(EntryError::Header)? & 0o7777);
+    let uid = Uid::from_raw(id("user", &fields.uid, header.uid())?);
+    let gid = Gid::from_raw(id("group", &fields.gid, header.gid())?);
+    let mode = Mode::from_raw_mode(unless_blank(&fields.mode, header.mode())? & 0o7777);
+    let seconds = unless_blank(&fields.mtime, header.mtime())?;
     let mut modified = Timespec {
-        tv_sec: i64::try_from(header.mtime().map_err(EntryError::Header)?).unwrap_or(i64::MAX),
+        tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX),
         tv_nsec: 0,
     };
     let mut attributes = BTreeMap::new();
@@ -343,6 +338,14 @@ fn look(entry: &mut tar::Entry<'_, impl Read>) -> Result<Look, EntryError> {
         },
         attributes,
     })
+}
+
+/// A number of a header; some tools leave those blank that are 0.
+fn unless_blank<T: Default>(field: &[u8], number: io::Result<T>) -> Result<T, EntryError> {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(T::default());
+    }
+    number.map_err(EntryError::Header)
 }
 
 /// Reads `seconds[.fraction]`, possibly negative.
@@ -383,8 +386,7 @@ impl Look {
     /// The same for what cannot be opened.
     fn put_on_name(&self, parent: &OwnedFd, name: &OsStr) -> Result<(), EntryError> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        chownat(parent, name, Some(self.uid), Some(self.gid), nofollow)
-            .map_err(EntryError::os("set the owner of"))?;
+        chownat(parent, name, Some(self.uid), Some(self.gid), nofollow).map_err(EntryError::os("set the owner of"))?;
         utimensat(parent, name, &self.times, nofollow).map_err(EntryError::os("set the time of"))
     }
 }

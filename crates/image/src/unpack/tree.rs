@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fsetxattr, mkdirat, mknodat, openat,
-    openat2, readlinkat, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fsetxattr, mkdirat, mknodat, openat, openat2,
+    readlinkat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -135,13 +135,7 @@ impl Tree {
     fn open_linked(&self, parts: &[Vec<u8>]) -> Result<OwnedFd, Errno> {
         let path = joined(parts);
         for _ in 0..RETRIES {
-            match openat2(
-                &self.root,
-                OsStr::from_bytes(&path),
-                DIRECTORY,
-                Mode::empty(),
-                IN_ROOT,
-            ) {
+            match openat2(&self.root, OsStr::from_bytes(&path), DIRECTORY, Mode::empty(), IN_ROOT) {
                 Err(Errno::AGAIN) => {}
                 other => return other,
             }
@@ -187,13 +181,11 @@ impl Tree {
             }
             Ok(_) => return Err(EntryError::os("open the directory of")(Errno::NOTDIR)),
         };
-        mkdirat(&parent, os_name, Mode::from_raw_mode(0o755))
-            .map_err(EntryError::os("make the directory of"))?;
+        mkdirat(&parent, os_name, Mode::from_raw_mode(0o755)).map_err(EntryError::os("make the directory of"))?;
         let dir = openat(&parent, os_name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
             .map_err(EntryError::os("open the directory of"))?;
         // The process's umask must not show.
-        rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o755))
-            .map_err(EntryError::os("make the directory of"))?;
+        rustix::fs::fchmod(&dir, Mode::from_raw_mode(0o755)).map_err(EntryError::os("make the directory of"))?;
         if hidden {
             make_opaque(&dir)?;
         }
