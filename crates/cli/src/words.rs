@@ -1,0 +1,573 @@
+//! The words people type: gcloud's grammar for what Homerun serves, and its own few words beside.
+//!
+//! Words enter, a [`Word`] with all its flags leaves, or the text to print with its exit code. What gcloud knows and
+//! Homerun does not serve is refused by name (`not_served`), so that nothing is accepted and
+//! ignored.
+
+use std::ffi::OsString;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::flag::{self, List, OrDefault, Pairs, Percents};
+use crate::not_served;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "homerun",
+    version,
+    about = "Cloud Run on machines you own",
+    args_override_self = true,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(crate) struct Words {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) word: Word,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Address of the API port of the Homerun to speak to [env: `HOMERUN_API`] [default: 127.0.0.1:8787]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub(crate) api: Option<String>,
+    /// Project, instead of the one that is configured or the server's own
+    #[arg(long, global = true, value_name = "PROJECT_ID")]
+    pub(crate) project: Option<String>,
+    /// Region, instead of the one that is configured or the server's own
+    #[arg(long, global = true)]
+    pub(crate) region: Option<String>,
+    /// How to print: json, yaml, value(KEYS), csv(KEYS), table(KEYS) or none
+    #[arg(long, global = true)]
+    pub(crate) format: Option<String>,
+    /// Ask nothing, take the default answers
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// Only `managed` is there
+    #[arg(long, global = true, hide = true)]
+    pub(crate) platform: Option<Platform>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Platform {
+    Managed,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Word {
+    /// Services, their revisions and their traffic
+    #[command(subcommand)]
+    Run(Run),
+    /// Which Google APIs are enabled
+    #[command(subcommand)]
+    Services(Apis),
+    /// The defaults of this client
+    #[command(subcommand)]
+    Config(Config),
+    /// Tokens of the owner
+    #[command(subcommand)]
+    Auth(Auth),
+    /// Container images
+    #[command(subcommand)]
+    Images(Images),
+    /// Print the shell exports that point gcloud at this Homerun
+    Env(Env),
+    /// Run Google's gcloud against this Homerun
+    #[command(disable_help_flag = true)]
+    Gcloud(Gcloud),
+    /// Install the local certificate authority in this machine's trust store
+    Trust(Trust),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Run {
+    /// Create a service or a new revision of it
+    Deploy(Box<Deploy>),
+    /// Look at services and change them
+    #[command(subcommand)]
+    Services(Services),
+    /// Look at revisions and delete them
+    #[command(subcommand)]
+    Revisions(Revisions),
+    /// Where services can run
+    #[command(subcommand)]
+    Regions(Regions),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Services {
+    /// List services
+    List(Listing),
+    /// Show one service
+    Describe(OneService),
+    /// Change settings of a service
+    Update(Box<Update>),
+    /// Move traffic between revisions, name revisions by tags
+    UpdateTraffic(UpdateTraffic),
+    /// Delete a service with its revisions
+    Delete(DeleteService),
+    /// Create or replace a service from a YAML file
+    Replace(Replace),
+    /// Give a role to a member
+    AddIamPolicyBinding(Binding),
+    /// Take a role from a member
+    RemoveIamPolicyBinding(Binding),
+    /// Show who may do what
+    GetIamPolicy(OneService),
+    /// Replace the whole policy by a file's
+    SetIamPolicy(SetPolicy),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Revisions {
+    /// List revisions, newest first
+    List(ListRevisions),
+    /// Show one revision
+    Describe(OneRevision),
+    /// Delete a revision that no traffic and no tag needs
+    Delete(DeleteRevision),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Regions {
+    /// List regions
+    List(Listing),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Apis {
+    /// Enable APIs by name, such as run.googleapis.com
+    Enable {
+        #[arg(required = true, value_name = "SERVICE")]
+        services: Vec<String>,
+    },
+    /// List enabled APIs
+    List {
+        /// The default, and all there is
+        #[arg(long)]
+        enabled: bool,
+        #[command(flatten)]
+        listing: Listing,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Config {
+    /// Print a property, such as project or run/region
+    GetValue { property: String },
+    /// Print a property, such as project or run/region
+    Get { property: String },
+    /// Set a property
+    Set { property: String, value: String },
+    /// Forget a property
+    Unset { property: String },
+    /// Print all properties that are set
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Auth {
+    /// Print an access token for the API
+    PrintAccessToken,
+    /// Print an ID token for calling services
+    PrintIdentityToken {
+        /// Whom the token is for, instead of gcloud's own audience
+        #[arg(long)]
+        audiences: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+#[command(arg_required_else_help = true)]
+pub(crate) enum Images {
+    /// Push an OCI layout (a directory or a tar of one) to the registry
+    Import(Import),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// Directory or tar file in the OCI image layout
+    pub(crate) layout: std::path::PathBuf,
+    /// Full name, such as us-central1-docker.pkg.dev/my-project/docker-repo/my-api:v1
+    pub(crate) image: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Listing {
+    /// At most so many
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneService {
+    pub(crate) service: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneRevision {
+    pub(crate) revision: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListRevisions {
+    /// Only of this service
+    #[arg(long)]
+    pub(crate) service: Option<String>,
+    #[command(flatten)]
+    pub(crate) listing: Listing,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteService {
+    pub(crate) service: String,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteRevision {
+    pub(crate) revision: String,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Return at once, wait for nothing
+    #[arg(long = "async", overrides_with = "no_async")]
+    pub(crate) asynchronous: bool,
+    #[arg(long, hide = true)]
+    no_async: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replace {
+    /// YAML or JSON file with a Knative service, - for stdin
+    pub(crate) file: std::path::PathBuf,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    /// Validate only
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Binding {
+    pub(crate) service: String,
+    /// Such as allUsers, user:EMAIL, group:EMAIL or serviceAccount:EMAIL
+    #[arg(long)]
+    pub(crate) member: String,
+    /// Such as roles/run.invoker
+    #[arg(long)]
+    pub(crate) role: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetPolicy {
+    pub(crate) service: String,
+    /// YAML or JSON file with a policy, - for stdin
+    pub(crate) file: std::path::PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Deploy {
+    pub(crate) service: String,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+    /// Let everyone call the service
+    #[arg(long, overrides_with = "no_allow_unauthenticated")]
+    pub(crate) allow_unauthenticated: bool,
+    /// Let only members with roles/run.invoker call the service
+    #[arg(long, overrides_with = "allow_unauthenticated")]
+    pub(crate) no_allow_unauthenticated: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    pub(crate) service: String,
+    #[command(flatten)]
+    pub(crate) settings: Settings,
+}
+
+/// What `deploy` and `services update` may change.
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "gcloud's flags come in pairs of --x and --no-x"
+)]
+pub(crate) struct Settings {
+    /// Container image
+    #[arg(long)]
+    pub(crate) image: Option<String>,
+    /// Port the container listens on
+    #[arg(long, value_parser = flag::port, value_name = "PORT|default")]
+    pub(crate) port: Option<OrDefault>,
+    /// Memory limit, such as 512Mi or 1Gi
+    #[arg(long)]
+    pub(crate) memory: Option<String>,
+    /// CPU limit, such as 1, 0.5 or 2000m
+    #[arg(long)]
+    pub(crate) cpu: Option<String>,
+    /// Instances that always run
+    #[arg(long, value_parser = flag::count, value_name = "N|default")]
+    pub(crate) min_instances: Option<OrDefault>,
+    /// Instances at most
+    #[arg(long, value_parser = flag::count, value_name = "N|default")]
+    pub(crate) max_instances: Option<OrDefault>,
+    /// Longest time of a request, such as 60, 60s or 10m
+    #[arg(long, value_parser = flag::duration, value_name = "DURATION")]
+    pub(crate) timeout: Option<u64>,
+    /// Requests at once per instance
+    #[arg(long, value_parser = flag::concurrency, value_name = "N|default")]
+    pub(crate) concurrency: Option<OrDefault>,
+    /// Give CPU during requests only
+    #[arg(long, overrides_with = "no_cpu_throttling")]
+    pub(crate) cpu_throttling: bool,
+    /// Give CPU always
+    #[arg(long, overrides_with = "cpu_throttling")]
+    pub(crate) no_cpu_throttling: bool,
+    /// Lift the CPU limit while an instance starts
+    #[arg(long, overrides_with = "no_cpu_boost")]
+    pub(crate) cpu_boost: bool,
+    #[arg(long, overrides_with = "cpu_boost")]
+    pub(crate) no_cpu_boost: bool,
+    #[arg(long)]
+    pub(crate) execution_environment: Option<ExecutionEnvironment>,
+    /// Environment variables, in place of all there were
+    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...",
+        conflicts_with_all = ["update_env_vars", "remove_env_vars", "clear_env_vars"])]
+    pub(crate) set_env_vars: Vec<Pairs>,
+    /// Environment variables to add or change
+    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...",
+        conflicts_with = "clear_env_vars")]
+    pub(crate) update_env_vars: Vec<Pairs>,
+    /// Environment variables to remove
+    #[arg(long, value_name = "KEY,...", conflicts_with = "clear_env_vars")]
+    pub(crate) remove_env_vars: Vec<List>,
+    /// Remove all environment variables
+    #[arg(long)]
+    pub(crate) clear_env_vars: bool,
+    /// Entry point, in place of the image's; empty for the image's own
+    #[arg(long, value_name = "COMMAND,...")]
+    pub(crate) command: Vec<List>,
+    /// Arguments of the entry point; empty for the image's own
+    #[arg(long, value_name = "ARG,...", allow_hyphen_values = true)]
+    pub(crate) args: Vec<List>,
+    /// Whom the service runs as
+    #[arg(long)]
+    pub(crate) service_account: Option<String>,
+    /// Labels to add or change
+    #[arg(long, visible_alias = "labels", value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
+    pub(crate) update_labels: Vec<Pairs>,
+    /// Labels to remove
+    #[arg(long, value_name = "KEY,...", conflicts_with = "clear_labels")]
+    pub(crate) remove_labels: Vec<List>,
+    /// Remove all labels
+    #[arg(long)]
+    pub(crate) clear_labels: bool,
+    /// Leave the traffic where it is
+    #[arg(long)]
+    pub(crate) no_traffic: bool,
+    /// Tag of the new revision, which gives it a URL of its own
+    #[arg(long)]
+    pub(crate) tag: Option<String>,
+    /// Last part of the new revision's name
+    #[arg(long)]
+    pub(crate) revision_suffix: Option<String>,
+    /// Speak HTTP/2 to the container
+    #[arg(long, overrides_with = "no_use_http2")]
+    pub(crate) use_http2: bool,
+    #[arg(long, overrides_with = "use_http2")]
+    pub(crate) no_use_http2: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ExecutionEnvironment {
+    Gen1,
+    Gen2,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateTraffic {
+    pub(crate) service: String,
+    /// Percents by revision; LATEST is whichever is the latest
+    #[arg(long, value_parser = flag::percents, value_name = "REVISION=PERCENT,...",
+        conflicts_with_all = ["to_tags", "to_latest"])]
+    pub(crate) to_revisions: Vec<Percents>,
+    /// Percents by tag
+    #[arg(long, value_parser = flag::percents, value_name = "TAG=PERCENT,...",
+        conflicts_with = "to_latest")]
+    pub(crate) to_tags: Vec<Percents>,
+    /// Everything to the latest revision, now and later
+    #[arg(long)]
+    pub(crate) to_latest: bool,
+    /// Tags, in place of all there were
+    #[arg(long, value_parser = flag::pairs, value_name = "TAG=REVISION,...",
+        conflicts_with_all = ["update_tags", "remove_tags", "clear_tags"])]
+    pub(crate) set_tags: Vec<Pairs>,
+    /// Tags to add or move
+    #[arg(long, value_parser = flag::pairs, value_name = "TAG=REVISION,...",
+        conflicts_with = "clear_tags")]
+    pub(crate) update_tags: Vec<Pairs>,
+    /// Tags to remove
+    #[arg(long, value_name = "TAG,...", conflicts_with = "clear_tags")]
+    pub(crate) remove_tags: Vec<List>,
+    /// Remove all tags
+    #[arg(long)]
+    pub(crate) clear_tags: bool,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Env {
+    /// Also for curl, Python and Node: proxy and certificate authority
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gcloud {
+    /// Words for gcloud
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Trust {
+    /// Take the certificate authority out again
+    #[arg(long)]
+    pub(crate) remove: bool,
+}
+
+/// Text that ends a command before it began.
+#[derive(Debug)]
+pub(crate) enum Early {
+    /// Help or the version, for the stream of results.
+    Help(String),
+    /// Words that are not understood.
+    Usage(String),
+}
+
+/// Reads the words after the program's name. `beta` before `run` is taken as gcloud takes it.
+pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Early> {
+    let words = match words {
+        [beta, rest @ ..] if beta == "beta" => rest,
+        all => all,
+    };
+    let grammar = Words::command().name(program).bin_name(program);
+    let given = std::iter::once(program.to_owned()).chain(words.iter().cloned());
+    grammar
+        .try_get_matches_from(given)
+        .and_then(|matches| <Words as clap::FromArgMatches>::from_arg_matches(&matches))
+        .map_err(|error| not_served::early(&error, words))
+}
+
+/// The words of the command without its flags and arguments, joined by dots, as errors name it.
+pub(crate) fn path(words: &[String]) -> String {
+    let mut grammar = Words::command();
+    let mut path: Vec<String> = Vec::new();
+    let mut skip = false;
+    for word in words {
+        if skip {
+            skip = false;
+        } else if let Some(found) = grammar.find_subcommand(word) {
+            path.push(word.clone());
+            grammar = found.clone();
+        } else if word.starts_with('-') {
+            skip = ["--api", "--project", "--region", "--format"].contains(&word.as_str());
+        } else if word != "beta" {
+            break;
+        }
+    }
+    path.join(".")
+}
+
+/// The grammar of the client's words, for a program that adds its own words to it.
+pub fn grammar() -> clap::Command {
+    Words::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn usage(line: &str) -> String {
+        match read(&words(line), "homerun").expect_err(line) {
+            Early::Usage(text) => text,
+            Early::Help(text) => panic!("{line} is help: {text}"),
+        }
+    }
+
+    #[test]
+    fn the_grammar_holds_together() {
+        Words::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_that_are_not_served_are_refused_by_name() {
+        for line in [
+            "run deploy a --source=.",
+            "run deploy a --source .",
+            "run deploy a --image=i --set-secrets=A=b:latest",
+            "run services update a --vpc-connector=c",
+            "run services list --filter=x",
+        ] {
+            let text = usage(line);
+            assert!(text.contains("is not served by Homerun"), "{line}: {text}");
+        }
+        assert!(usage("run jobs create x").contains("`run jobs` is not served"));
+        assert!(usage("compute networks list").contains("`compute` is not served"));
+    }
+
+    #[test]
+    fn typing_errors_get_a_suggestion() {
+        let text = usage("run deploy a --image=i --memroy=1Gi");
+        assert!(text.contains("--memroy") && text.contains("'--memory'"), "{text}");
+        let text = usage("run service list");
+        assert!(text.contains("'services'"), "{text}");
+        let text = usage("run deploy a --image=i --set-env-vars=A");
+        assert!(text.contains("--set-env-vars") && text.contains("KEY=VALUE"), "{text}");
+    }
+
+    #[test]
+    fn the_last_of_a_flag_counts_and_maps_add_up() {
+        let line = "run deploy a --memory=1Gi --memory=2Gi --cpu-throttling --no-cpu-throttling \
+                    --set-env-vars=A=1 --set-env-vars B=2 --args=--x,-y --quiet --platform managed";
+        let read = read(&words(line), "homerun").expect("words");
+        let Word::Run(Run::Deploy(deploy)) = read.word else {
+            panic!("another word")
+        };
+        assert!(read.global.quiet);
+        assert_eq!(deploy.settings.memory.as_deref(), Some("2Gi"));
+        assert!(deploy.settings.no_cpu_throttling && !deploy.settings.cpu_throttling);
+        assert_eq!(flag::joined(&deploy.settings.set_env_vars).len(), 2);
+        assert_eq!(flag::listed(&deploy.settings.args), ["--x", "-y"]);
+    }
+
+    #[test]
+    fn errors_name_the_words() {
+        assert_eq!(
+            path(&words("run services update-traffic a --to-latest")),
+            "run.services.update-traffic"
+        );
+        assert_eq!(path(&words("--project p beta run deploy")), "run.deploy");
+    }
+}
