@@ -18,6 +18,9 @@
     reason = "SIGTERM needs a handler, see `signal` below; `allow`, since plain rustc denies nothing to be expected"
 )]
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::env;
 use std::fmt::Write as _;
@@ -80,11 +83,7 @@ fn main() {
             // A client that goes away is no event.
             let _ = serve(&connection);
         };
-        if thread::Builder::new()
-            .stack_size(STACK)
-            .spawn(serve)
-            .is_err()
-        {
+        if thread::Builder::new().stack_size(STACK).spawn(serve).is_err() {
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -156,8 +155,7 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
         }
     }
     let mut words = line.split_whitespace();
-    let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next())
-    else {
+    let (Some(method), Some(target), Some(version)) = (words.next(), words.next(), words.next()) else {
         return Err(invalid("request line"));
     };
     let mut request = Request {
@@ -176,9 +174,7 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
             break;
         }
         let (name, value) = line.split_once(':').ok_or(invalid("header"))?;
-        request
-            .headers
-            .push((name.to_owned(), value.trim().to_owned()));
+        request.headers.push((name.to_owned(), value.trim().to_owned()));
     }
     if let Some(connection) = request.header("connection") {
         request.keep = connection.eq_ignore_ascii_case("keep-alive")
@@ -227,9 +223,7 @@ fn copy(reader: &mut impl BufRead, length: u64, body: &mut Vec<u8>) -> io::Resul
         if available.is_empty() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let taken = available
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let taken = available.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let kept = taken.min(MAX_ECHO.saturating_sub(body.len()));
         body.extend_from_slice(&available[..kept]);
         reader.consume(taken);
@@ -264,10 +258,7 @@ fn answer(writer: &mut impl Write, request: &Request, body: &[u8]) -> io::Result
             send_json(
                 writer,
                 request,
-                &object(
-                    vars.iter()
-                        .map(|(name, value)| (name.as_str(), text(value))),
-                ),
+                &object(vars.iter().map(|(name, value)| (name.as_str(), text(value)))),
             )
         }
         _ => send_json(writer, request, &about()),
@@ -276,9 +267,7 @@ fn answer(writer: &mut impl Write, request: &Request, body: &[u8]) -> io::Result
 
 /// Which revision of what this is.
 fn about() -> String {
-    let var = |name: &str, otherwise: &str| {
-        text(&env::var(name).unwrap_or_else(|_| otherwise.to_owned()))
-    };
+    let var = |name: &str, otherwise: &str| text(&env::var(name).unwrap_or_else(|_| otherwise.to_owned()));
     let started = STARTED.get().copied().unwrap_or(UNIX_EPOCH);
     object([
         ("service", var("K_SERVICE", "")),
@@ -290,10 +279,7 @@ fn about() -> String {
 }
 
 fn echo(request: &Request, body: &[u8]) -> String {
-    let headers = request
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), text(value)));
+    let headers = request.headers.iter().map(|(name, value)| (name.as_str(), text(value)));
     object([
         ("method", text(&request.method)),
         ("target", text(&request.target)),
@@ -348,9 +334,7 @@ fn head(request: &Request, kind: &str, length: Option<u64>) -> String {
     let framing = length.map_or("transfer-encoding: chunked".to_owned(), |length| {
         format!("content-length: {length}")
     });
-    format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n{framing}\r\nconnection: {connection}\r\n\r\n"
-    )
+    format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\n{framing}\r\nconnection: {connection}\r\n\r\n")
 }
 
 /// A JSON object of members that are JSON already.
@@ -387,8 +371,7 @@ fn rfc3339(time: SystemTime) -> String {
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let from_march_0 = days + 719_468;
     let (era, day_of_era) = (from_march_0 / 146_097, from_march_0 % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -401,27 +384,4 @@ fn rfc3339(time: SystemTime) -> String {
     let (hour, minute) = (second / 3_600, second / 60 % 60);
     let (second, millis) = (second % 60, since.subsec_millis());
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writes_times() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (951_868_800, "2000-03-01T00:00:00.000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
-    }
-
-    #[test]
-    fn escapes_json() {
-        assert_eq!(text("a\"b\\c\n\u{1}ä"), "\"a\\\"b\\\\c\\n\\u0001ä\"");
-    }
 }
