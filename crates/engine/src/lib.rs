@@ -1,0 +1,563 @@
+//! Runs instances and tells what runs.
+//!
+//! What enters: an [`InstanceSpec`], the order to stop, and the edges between idle and busy. What leaves: [`Observed`],
+//! the whole of what is there, in a `watch` channel; lines of output; and sockets that are connected inside an
+//! instance's own network. This crate knows nothing of services, routes or traffic. It is the only one that touches
+//! namespaces, control groups, mounts and child processes, and the only one with `unsafe` code, in single modules.
+//!
+//! ```text
+//! server ── Engine ── socket ── launcher (same binary) ── crun create ── instance
+//!              │                    └ parent of every instance: learns its exit, ends all when the server dies
+//!              └ one task per instance (life), one that freezes idle ones (cpu)
+//! ```
+//!
+//! The container runtime is `crun`, by its command line, with a configuration that is a pure function of the spec
+//! (`bundle`). Version 1 of control groups, alone or beside an empty version 2 tree, is tested with real instances;
+//! for machines with version 2 only, configuration and parsing are tested as text, and nothing more was tried.
+
+mod bundle;
+mod cgroup;
+mod claim;
+mod cpu;
+mod doctor;
+mod ids;
+mod launch;
+mod launcher;
+mod life;
+mod network;
+mod output;
+mod probe;
+mod rootfs;
+mod seccomp;
+mod sweep;
+mod watched;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use image::Images;
+use model::{
+    Activity, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room,
+    Sandbox, Timestamp,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+};
+
+use crate::{
+    cgroup::{Freezer, Groups, Layout},
+    claim::{Claim, RunDir},
+    cpu::{Cpu, Linger},
+    ids::Ranges,
+    launch::Link,
+    launcher::Duty,
+    life::{Entry, Event},
+    network::{ADDRESS, Home},
+    output::Log,
+    wire::Report,
+};
+pub use crate::{
+    doctor::{Finding, doctor},
+    ids::FIRST_ID,
+    launch::LaunchError,
+    launcher::{LAUNCHER, launcher_main},
+    sweep::sweep_dead,
+};
+
+/// How long a dying Homerun of the same data directory may take to be gone.
+const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct Settings {
+    /// Only told to people who look into `/run/homerun`.
+    pub data_dir: PathBuf,
+    /// 8 lower-case hex digits of the data directory; in the name of everything that the machine shares.
+    pub id8: String,
+    pub images: Images,
+    /// Where lines of output go. Lines that find it full are dropped and counted.
+    pub log: mpsc::Sender<LogLine>,
+    /// A binary that calls [`launcher_main`] when its first argument is [`LAUNCHER`].
+    pub launcher: PathBuf,
+    /// `crun`, or a path to it.
+    pub runtime: PathBuf,
+    /// The first user and group id that instances run with; [`FIRST_ID`] unless something else has these.
+    pub first_id: u32,
+}
+
+/// Why an engine cannot run on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("\"{0}\" is no id of a data directory: 8 lower-case hex digits")]
+    Id8(String),
+    #[error("a Homerun of this data directory runs: {} is locked", path.display())]
+    Claimed { path: PathBuf },
+    #[error("no control groups are mounted")]
+    NoGroups,
+    #[error("cannot {action}")]
+    Io {
+        action: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("no launcher")]
+    Launch(#[from] LaunchError),
+}
+
+/// Why an instance is not started. Everything else shows as [`InstanceState::Stopped`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StartError {
+    #[error("instance {id}: execution environment gen1 is not served, only gen2")]
+    Gen1 { id: InstanceId },
+    #[error("instance {id}: all {limit} ranges of user ids are in use")]
+    NoIds { id: InstanceId, limit: u32 },
+    #[error("instance {id}: the engine is shutting down")]
+    Closing { id: InstanceId },
+}
+
+/// Why an instance is not stopped.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StopError {
+    #[error("no instance {id}")]
+    Unknown { id: InstanceId },
+}
+
+/// Runs instances on this machine. Dropped without [`Engine::shutdown`], its instances are killed.
+#[derive(Debug)]
+pub struct Engine {
+    inner: Arc<Inner>,
+    lives: Mutex<JoinSet<()>>,
+    /// What freezes, and what listens to the launcher.
+    always: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    id8: String,
+    images: Images,
+    layout: Layout,
+    limits_swap: bool,
+    open_files: u64,
+    run: RunDir,
+    home: Home,
+    log: Arc<Log>,
+    ranges: Ranges,
+    entries: RwLock<HashMap<InstanceId, Arc<Entry>>>,
+    board: watch::Sender<Arc<Observed>>,
+    linger: Linger,
+    /// None while there is no launcher.
+    link: watch::Sender<Option<Arc<Link>>>,
+    closing: AtomicBool,
+    claim: Mutex<Option<Claim>>,
+}
+
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+impl Engine {
+    /// Claims the data directory's id on this machine, sweeps what an earlier owner left, and starts the launcher.
+    pub async fn open(settings: Settings) -> Result<Self, OpenError> {
+        if !claim::is_id8(&settings.id8) {
+            return Err(OpenError::Id8(settings.id8));
+        }
+        let failed = |action| move |source| OpenError::Io { action, source };
+        let layout = Layout::here()
+            .map_err(failed("read the mounts of this machine"))?
+            .ok_or(OpenError::NoGroups)?;
+        let claim = {
+            let (id8, layout) = (settings.id8.clone(), layout.clone());
+            let data_dir = settings.data_dir.clone();
+            let claimed = tokio::task::spawn_blocking(move || -> io::Result<Option<Claim>> {
+                let Some(mut claim) = Claim::take(&id8, CLAIM_PATIENCE)? else {
+                    return Ok(None);
+                };
+                sweep::sweep(&id8, &claim, &layout)?;
+                claim.dir.furnish()?;
+                claim.sign(&data_dir)?;
+                Ok(Some(claim))
+            });
+            claimed
+                .await
+                .map_err(io::Error::other)
+                .and_then(|claimed| claimed)
+                .map_err(failed("sweep what an earlier Homerun left"))?
+        };
+        let run = RunDir::of(&settings.id8);
+        let Some(claim) = claim else {
+            return Err(OpenError::Claimed { path: run.owner() });
+        };
+        let duty = Duty {
+            id8: settings.id8.clone(),
+            run: run.clone(),
+            runtime: settings.runtime,
+            layout: layout.clone(),
+        };
+        let (first_link, child) = Link::open(&settings.launcher, &duty, 1).await?;
+        let first_link = Arc::new(first_link);
+        let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let inner = Arc::new(Inner {
+            id8: settings.id8,
+            images: settings.images,
+            limits_swap: layout.limits_swap(),
+            layout,
+            open_files: open_files.maximum.unwrap_or(u64::MAX),
+            run,
+            home: Home::open().map_err(failed("open the network namespace"))?,
+            log: Arc::new(Log::new(settings.log)),
+            ranges: Ranges::new(settings.first_id),
+            entries: RwLock::default(),
+            board: watch::Sender::default(),
+            linger: Linger::default(),
+            link: watch::Sender::new(Some(Arc::clone(&first_link))),
+            closing: AtomicBool::new(false),
+            claim: Mutex::new(Some(claim)),
+        });
+        let freezing = {
+            let inner = Arc::clone(&inner);
+            tokio::spawn(async move { inner.linger.run().await })
+        };
+        let listening = {
+            let inner = Arc::clone(&inner);
+            tokio::spawn(async move {
+                inner.keep_launcher(settings.launcher, duty, first_link, child).await;
+            })
+        };
+        Ok(Self {
+            inner,
+            lives: Mutex::default(),
+            always: vec![freezing, listening],
+        })
+    }
+
+    /// Starts an instance, once per id. Returns when it is accepted; what becomes of it is observed.
+    #[expect(clippy::unused_async, reason = "an engine of several machines waits here")]
+    pub async fn start(&self, spec: InstanceSpec) -> Result<(), StartError> {
+        let id = spec.id.clone();
+        match spec.sandbox {
+            Sandbox::Gen1 => return Err(StartError::Gen1 { id }),
+            Sandbox::Gen2 => {}
+        }
+        let mut entries = self.inner.entries.write().expect("no panic while held");
+        if entries.contains_key(&id) {
+            return Ok(());
+        }
+        if self.inner.closing.load(Ordering::SeqCst) {
+            return Err(StartError::Closing { id });
+        }
+        let limit = ids::MOST_RANGES;
+        let Some(range) = self.inner.ranges.take() else {
+            return Err(StartError::NoIds { id, limit });
+        };
+        // At most one of each kind, and one loss per launcher that it outlives while it is being prepared.
+        let (sender, events) = mpsc::channel(16);
+        let entry = Arc::new(Entry {
+            groups: Groups::new(&self.inner.layout, &self.inner.id8, id.as_str()),
+            range,
+            events: sender,
+            stop: watch::Sender::new(None),
+            cpu: Arc::new(Cpu::new(tokio::time::Instant::now())),
+            running: std::sync::OnceLock::new(),
+            over: std::sync::OnceLock::new(),
+            spec,
+        });
+        entries.insert(id, Arc::clone(&entry));
+        drop(entries);
+        self.inner.show_start(&entry);
+        let mut lives = self.lives.lock().expect("no panic while held");
+        while lives.try_join_next().is_some() {}
+        lives.spawn(life::live(Arc::clone(&self.inner), entry, events));
+        Ok(())
+    }
+
+    /// Asks an instance to end: thawed, SIGTERM, after `grace` SIGKILL. Returns at once; the end is observed. A second
+    /// stop changes nothing.
+    #[expect(clippy::unused_async, reason = "an engine of several machines waits here")]
+    pub async fn stop(&self, id: &InstanceId, grace: Duration) -> Result<(), StopError> {
+        let entry = self.inner.entry(id);
+        let entry = entry.ok_or_else(|| StopError::Unknown { id: id.clone() })?;
+        self.inner.stop(&entry, grace);
+        Ok(())
+    }
+
+    /// Drops what is remembered of an instance that has stopped. Does nothing to others.
+    pub fn forget(&self, id: &InstanceId) {
+        self.inner.board.send_if_modified(|observed| {
+            let stopped = observed
+                .instances
+                .get(id)
+                .is_some_and(|instance| !instance.state.is_alive());
+            if stopped {
+                Arc::make_mut(observed).instances.remove(id);
+                let mut entries = self.inner.entries.write().expect("no panic while held");
+                entries.remove(id);
+            }
+            stopped
+        });
+    }
+
+    /// Every instance that was started and not forgotten.
+    pub fn observe(&self) -> watch::Receiver<Arc<Observed>> {
+        self.inner.board.subscribe()
+    }
+
+    /// A non-blocking socket inside the instance's network whose connection to the instance's port has been started.
+    /// Does not block, and holds no lock over a system call. The calling thread is in the instance's network for as
+    /// long as it takes to make a socket.
+    pub fn connect(&self, id: &InstanceId) -> io::Result<OwnedFd> {
+        let no = |why| io::Error::new(io::ErrorKind::NotConnected, format!("instance {id} {why}"));
+        let entry = self.inner.entry(id).ok_or_else(|| no("is unknown"))?;
+        let running = entry.running.get().ok_or_else(|| no("has no process"))?;
+        let to = std::net::SocketAddr::from((ADDRESS, entry.spec.port));
+        self.inner.home.connect(running.network.as_fd(), to)
+    }
+
+    /// Follows the edge between idle and busy. `Busy` returns when the instance has its CPU; `Idle` takes it a moment
+    /// later, unless it is busy again. Without effect on instances that always have their CPU or are not ready.
+    pub fn activity(&self, id: &InstanceId, activity: Activity) {
+        if let Some(entry) = self.inner.entry(id) {
+            self.inner.linger.follow(id, &entry.cpu, activity);
+        }
+    }
+
+    /// What became of an instance, read from the kernel and not from what was observed: right at once when a
+    /// connection breaks.
+    pub fn fate(&self, id: &InstanceId) -> Fate {
+        let Some(entry) = self.inner.entry(id) else {
+            return Fate::Ended;
+        };
+        if let Some(cause) = entry.over.get() {
+            return match cause {
+                ExitCause::OutOfMemory { limit_bytes } => Fate::OutOfMemory {
+                    limit_bytes: *limit_bytes,
+                },
+                ExitCause::Code(_)
+                | ExitCause::Signal(_)
+                | ExitCause::NotListening { .. }
+                | ExitCause::NotStarted(_)
+                | ExitCause::Stopped => Fate::Ended,
+            };
+        }
+        let Some(running) = entry.running.get() else {
+            return Fate::Alive;
+        };
+        let gone = running.is_gone();
+        if running.kills.count() > 0 {
+            return Fate::OutOfMemory {
+                limit_bytes: entry.spec.memory_bytes,
+            };
+        }
+        if gone { Fate::Ended } else { Fate::Alive }
+    }
+
+    /// What the machine has left: memory that the kernel could give now, and CPUs that no instance was promised.
+    pub fn room(&self) -> Room {
+        let promised: u64 = {
+            let entries = self.inner.entries.read().expect("no panic while held");
+            let alive = entries.values().filter(|entry| entry.over.get().is_none());
+            alive.map(|entry| u64::from(entry.spec.cpu_millis)).sum()
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let all = u64::try_from(cpus).unwrap_or(u64::MAX).saturating_mul(1000);
+        Room {
+            memory_bytes: doctor::memory_available().unwrap_or(0),
+            cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// How many lines of output were dropped because the channel was full.
+    pub fn dropped_lines(&self) -> u64 {
+        self.inner.log.dropped()
+    }
+
+    /// Stops everything, waits until it is gone, and leaves nothing on the machine.
+    pub async fn shutdown(mut self, grace: Duration) {
+        self.inner.closing.store(true, Ordering::SeqCst);
+        let entries: Vec<Arc<Entry>> = {
+            let entries = self.inner.entries.read().expect("no panic while held");
+            entries.values().cloned().collect()
+        };
+        for entry in entries {
+            self.inner.stop(&entry, grace);
+        }
+        let mut lives = std::mem::take(self.lives.get_mut().expect("no panic while held"));
+        while lives.join_next().await.is_some() {}
+        let link = self.inner.link.borrow().clone();
+        if let Some(link) = link {
+            link.close();
+        }
+        // The last one listens to the launcher and ends with it.
+        if let Some(listening) = self.always.pop() {
+            let _ = listening.await;
+        }
+        let inner = Arc::clone(&self.inner);
+        let cleared = tokio::task::spawn_blocking(move || {
+            let claim = inner.claim.lock().expect("no panic while held").take();
+            match claim {
+                Some(claim) => {
+                    sweep::sweep(&inner.id8, &claim, &inner.layout)?;
+                    claim.remove()
+                }
+                None => Ok(()),
+            }
+        });
+        match cleared.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "something is left on the machine"),
+            Err(error) => tracing::error!(%error, "clearing the machine failed"),
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for task in &self.always {
+            task.abort();
+        }
+        self.inner.link.send_replace(None);
+    }
+}
+
+impl Inner {
+    fn entry(&self, id: &InstanceId) -> Option<Arc<Entry>> {
+        let entries = self.entries.read().expect("no panic while held");
+        entries.get(id).cloned()
+    }
+
+    /// The launcher, as soon as there is one.
+    pub(crate) async fn link(&self) -> Arc<Link> {
+        let mut links = self.link.subscribe();
+        let link = links.wait_for(Option::is_some).await;
+        link.ok()
+            .and_then(|link| link.clone())
+            .expect("the sender is in self, and the link was checked")
+    }
+
+    fn show_start(&self, entry: &Entry) {
+        let now = now();
+        self.board.send_modify(|observed| {
+            let instance = Instance {
+                of: entry.spec.of.clone(),
+                state: InstanceState::Starting,
+                since: now,
+                created: now,
+            };
+            let instances = &mut Arc::make_mut(observed).instances;
+            instances.insert(entry.spec.id.clone(), instance);
+        });
+    }
+
+    /// Enters a state, if the present one leads to it.
+    fn show(&self, id: &InstanceId, state: InstanceState) {
+        self.board.send_if_modified(|observed| {
+            let leads = |from: &InstanceState| match (from, &state) {
+                (InstanceState::Stopped(_), _)
+                | (_, InstanceState::Starting)
+                | (InstanceState::Stopping, InstanceState::Ready) => false,
+                (
+                    InstanceState::Starting | InstanceState::Ready | InstanceState::Stopping,
+                    InstanceState::Ready | InstanceState::Stopping | InstanceState::Stopped(_),
+                ) => *from != state,
+            };
+            let held = observed.instances.get(id);
+            if !held.is_some_and(|instance| leads(&instance.state)) {
+                return false;
+            }
+            if let Some(instance) = Arc::make_mut(observed).instances.get_mut(id) {
+                instance.state = state;
+                instance.since = now();
+            }
+            true
+        });
+    }
+
+    fn stop(&self, entry: &Entry, grace: Duration) {
+        self.show(&entry.spec.id, InstanceState::Stopping);
+        entry.stop.send_if_modified(|asked| {
+            let first = asked.is_none();
+            asked.get_or_insert(grace);
+            first
+        });
+    }
+
+    pub(crate) fn ready(&self, entry: &Entry, freezer: Freezer) {
+        let spec = &entry.spec;
+        self.show(&spec.id, InstanceState::Ready);
+        self.linger.allow(&spec.id, &entry.cpu, spec.cpu_allocation, freezer);
+    }
+
+    pub(crate) fn stopped(&self, entry: &Entry, exit: Exit) {
+        self.show(&entry.spec.id, InstanceState::Stopped(exit));
+    }
+
+    /// Passes on what the launcher reports; when it dies, starts another one. For ever, or until the engine closes.
+    async fn keep_launcher(&self, program: PathBuf, duty: Duty, mut link: Arc<Link>, mut child: tokio::process::Child) {
+        loop {
+            while let Ok(Some((report, files))) = link.report().await {
+                self.dispatch(report, files);
+            }
+            self.link.send_replace(None);
+            if let Err(error) = child.wait().await {
+                tracing::warn!(%error, "cannot wait for the launcher");
+            }
+            if self.closing.load(Ordering::SeqCst) {
+                return;
+            }
+            tracing::error!("the launcher ended, and its instances with it");
+            let entries: Vec<Arc<Entry>> = {
+                let entries = self.entries.read().expect("no panic while held");
+                entries.values().cloned().collect()
+            };
+            for entry in entries {
+                // Full only when it has ended long ago.
+                let _ = entry.events.try_send(Event::Lost(link.number));
+            }
+            let number = link.number + 1;
+            (link, child) = loop {
+                match Link::open(&program, &duty, number).await {
+                    Ok((link, child)) => break (Arc::new(link), child),
+                    Err(error) => {
+                        tracing::error!(%error, "no launcher, trying again in a second");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            };
+            self.link.send_replace(Some(Arc::clone(&link)));
+        }
+    }
+
+    fn dispatch(&self, report: Report, files: Vec<OwnedFd>) {
+        let (id, event) = match report {
+            Report::Up => return,
+            Report::Created { id, .. } => {
+                let Ok([process, network]) = <[OwnedFd; 2]>::try_from(files) else {
+                    tracing::error!(id, "the launcher reported an instance without its files");
+                    return;
+                };
+                (id, Event::Created { process, network })
+            }
+            Report::NotStarted { id, why } => (id, Event::NotStarted(why)),
+            Report::Exited { id, end } => (id, Event::Exited(end)),
+        };
+        let entry = InstanceId::parse(&id).and_then(|id| self.entry(&id));
+        match entry {
+            Some(entry) => {
+                // Full only when it has ended long ago.
+                let _ = entry.events.try_send(event);
+            }
+            None => tracing::warn!(id, "the launcher reported an unknown instance"),
+        }
+    }
+}

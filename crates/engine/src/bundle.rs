@@ -1,0 +1,211 @@
+//! From what an instance is to be, to the runtime's configuration. A pure function, so that the text can be compared.
+
+use std::path::Path;
+
+use image::{ImageConfig, User};
+use model::InstanceSpec;
+use serde_json::{Value, json};
+
+use crate::{
+    cgroup::{PERIOD_MICROS, quota_micros},
+    rootfs::{HOST_NAME, IDS},
+    seccomp,
+};
+
+/// Most processes and threads of one instance.
+pub(crate) const MOST_PROCESSES: u32 = 4096;
+
+/// Most open files of one process, unless the machine allows fewer: Cloud Run's limit.
+pub(crate) const MOST_OPEN_FILES: u64 = 25_000;
+
+/// Where programs are looked for when the image does not say.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What root inside may do, within its own namespaces. No raw sockets, no device nodes.
+const CAPABILITIES: [&str; 11] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+
+const MASKED: [&str; 14] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/fs/selinux",
+    "/sys/kernel/debug",
+];
+
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum BundleError {
+    #[error("the image names no entrypoint and no command, and the container gives none")]
+    NoCommand,
+}
+
+/// Where an instance lives on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Lodging<'a> {
+    /// The root file system, mounted.
+    pub(crate) root: &'a Path,
+    /// The id on the machine that is root inside.
+    pub(crate) first_id: u32,
+    /// Below every hierarchy, with a slash in front.
+    pub(crate) groups: String,
+    /// The layout is version 2's.
+    pub(crate) one_tree: bool,
+    pub(crate) limits_swap: bool,
+    /// The most that the machine lets a process have.
+    pub(crate) open_files: u64,
+}
+
+/// The OCI configuration of `spec` with the image's `config`, run by `user`.
+pub(crate) fn configuration(
+    spec: &InstanceSpec,
+    config: &ImageConfig,
+    user: &User,
+    lodging: &Lodging<'_>,
+) -> Result<Value, BundleError> {
+    let arguments = arguments(spec, config)?;
+    let open_files = lodging.open_files.min(MOST_OPEN_FILES);
+    let (held, bounding): (&[&str], &[&str]) = match user.uid {
+        0 => (&CAPABILITIES, &CAPABILITIES),
+        _ => (&[], &CAPABILITIES),
+    };
+    let directory = match (&spec.working_dir, config.working_dir.as_str()) {
+        (Some(own), _) => own,
+        (None, "") => "/",
+        (None, of_image) => of_image,
+    };
+    let mapping = json!([{"containerID": 0, "hostID": lodging.first_id, "size": IDS}]);
+    let namespaces = ["user", "network", "pid", "mount", "ipc", "uts", "cgroup"];
+    let namespaces = namespaces.map(|kind| json!({"type": kind}));
+    let mut linux = json!({
+        "uidMappings": mapping,
+        "gidMappings": mapping,
+        "namespaces": namespaces,
+        "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
+        "cgroupsPath": lodging.groups,
+        "resources": resources(spec, lodging),
+        "seccomp": seccomp::profile(),
+        "maskedPaths": MASKED,
+        "readonlyPaths": READ_ONLY,
+        "rootfsPropagation": "private",
+    });
+    if lodging.one_tree {
+        // The first kill ends all.
+        linux["resources"]["unified"] = json!({"memory.oom.group": "1"});
+    }
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "hostname": HOST_NAME,
+        "root": {"path": lodging.root, "readonly": false},
+        "process": {
+            "terminal": false,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+            "args": arguments,
+            "env": environment(spec, config),
+            "cwd": directory,
+            "capabilities": {
+                "bounding": bounding,
+                "effective": held,
+                "permitted": held,
+                "inheritable": [],
+                "ambient": [],
+            },
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files}],
+            "noNewPrivileges": true,
+        },
+        "mounts": mounts(spec),
+        "linux": linux,
+    }))
+}
+
+/// Cloud Run's rule: a command replaces the entrypoint and drops the image's own arguments.
+fn arguments<'a>(spec: &'a InstanceSpec, config: &'a ImageConfig) -> Result<Vec<&'a String>, BundleError> {
+    let (program, arguments) = match (spec.command.is_empty(), spec.args.is_empty()) {
+        (false, _) => (&spec.command, &spec.args),
+        (true, false) => (&config.entrypoint, &spec.args),
+        (true, true) => (&config.entrypoint, &config.cmd),
+    };
+    let all: Vec<_> = program.iter().chain(arguments).collect();
+    if all.is_empty() {
+        return Err(BundleError::NoCommand);
+    }
+    Ok(all)
+}
+
+/// The image's, then the spec's; of two with one name the last wins and takes the first one's place.
+fn environment(spec: &InstanceSpec, config: &ImageConfig) -> Vec<String> {
+    let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
+    let mut all: Vec<String> = Vec::new();
+    let own = spec.env.iter().map(|v| format!("{}={}", v.name, v.value));
+    for entry in config.env.iter().cloned().chain(own) {
+        match all.iter_mut().find(|held| name(held) == name(&entry)) {
+            Some(held) => *held = entry,
+            None => all.push(entry),
+        }
+    }
+    if !all.iter().any(|entry| name(entry) == "PATH") {
+        all.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    all
+}
+
+fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
+    let mut memory = json!({"limit": spec.memory_bytes});
+    if lodging.limits_swap {
+        // Memory and swap together: no swap.
+        memory["swap"] = json!(spec.memory_bytes);
+    }
+    let mut cpu = json!({
+        "shares": (u64::from(spec.cpu_millis) * 1024 / 1000).max(2),
+        "period": PERIOD_MICROS,
+    });
+    if !spec.startup_cpu_boost {
+        cpu["quota"] = json!(quota_micros(spec.cpu_millis));
+    }
+    json!({
+        "memory": memory,
+        "cpu": cpu,
+        "pids": {"limit": MOST_PROCESSES},
+    })
+}
+
+fn mounts(spec: &InstanceSpec) -> Value {
+    let mount = |destination: &str, kind: &str, options: Vec<String>| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+    let words = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+    let size = format!("nosuid,noexec,nodev,mode=1777,size={}", spec.memory_bytes);
+    json!([
+        mount("/proc", "proc", words("nosuid,noexec,nodev")),
+        mount("/dev", "tmpfs", words("nosuid,strictatime,mode=755,size=65536k")),
+        mount(
+            "/dev/pts",
+            "devpts",
+            words("nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5")
+        ),
+        mount("/dev/shm", "tmpfs", words(&size)),
+        mount("/dev/mqueue", "mqueue", words("nosuid,noexec,nodev")),
+        mount("/sys", "sysfs", words("nosuid,noexec,nodev,ro")),
+        mount("/sys/fs/cgroup", "cgroup", words("nosuid,noexec,nodev,relatime,ro")),
+    ])
+}

@@ -1,0 +1,362 @@
+//! The control groups of instances: where they are on this machine, what their files say, and what is written to them.
+//!
+//! All groups of one Homerun are below one parent named `homerun-<id8>` in every hierarchy, so that what a dead one left
+//! can be found by name. Two layouts are known. [`Layout::V1`]: one hierarchy per controller, perhaps with an empty
+//! version 2 tree beside them, whose freezer is used because it stops and starts a group 20 times faster than version
+//! 1's. [`Layout::V2`]: the one tree of version 2. The groups of an instance are made, filled and limited by the
+//! container runtime; only the group in the empty version 2 tree is ours.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+/// Length of one period of the CPU limit.
+pub(crate) const PERIOD_MICROS: u64 = 100_000;
+
+/// Where this machine keeps its control groups.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) enum Layout {
+    V1 {
+        /// Mount point of each hierarchy by each of its controllers (`name=systemd` too).
+        hierarchies: BTreeMap<String, PathBuf>,
+        /// Mount point of the version 2 tree that has no controller of ours.
+        unified: Option<PathBuf>,
+    },
+    V2 {
+        root: PathBuf,
+    },
+}
+
+impl Layout {
+    /// Reads the layout from the text of `/proc/self/mountinfo`. None: no control groups are mounted, or only parts of
+    /// a hierarchy are.
+    pub(crate) fn parse(mountinfo: &str) -> Option<Self> {
+        let mut hierarchies = BTreeMap::new();
+        let mut unified = None;
+        for line in mountinfo.lines() {
+            let Some((mount, file_system)) = line.split_once(" - ") else {
+                continue;
+            };
+            let mut mount = mount.split(' ').skip(3);
+            let (Some(root), Some(point)) = (mount.next(), mount.next()) else {
+                continue;
+            };
+            let mut file_system = file_system.split(' ');
+            let kind = file_system.next().unwrap_or_default();
+            if root != "/" {
+                continue;
+            }
+            match kind {
+                "cgroup2" => unified = Some(PathBuf::from(point)),
+                "cgroup" => {
+                    let options = file_system.nth(1).unwrap_or_default();
+                    for option in options.split(',').filter(|o| !matches!(*o, "rw" | "ro" | "")) {
+                        hierarchies.insert(option.to_owned(), PathBuf::from(point));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if hierarchies.contains_key("memory") {
+            Some(Self::V1 { hierarchies, unified })
+        } else {
+            unified.map(|root| Self::V2 { root })
+        }
+    }
+
+    /// The layout of this machine.
+    pub(crate) fn here() -> io::Result<Option<Self>> {
+        Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?))
+    }
+
+    /// Every mount point, each once.
+    pub(crate) fn roots(&self) -> Vec<&Path> {
+        let mut roots: Vec<&Path> = match self {
+            Self::V1 { hierarchies, unified } => hierarchies
+                .values()
+                .map(PathBuf::as_path)
+                .chain(unified.as_deref())
+                .collect(),
+            Self::V2 { root } => vec![root],
+        };
+        roots.sort_unstable();
+        roots.dedup();
+        roots
+    }
+
+    fn controller(&self, name: &str) -> Option<&Path> {
+        match self {
+            Self::V1 { hierarchies, .. } => hierarchies.get(name).map(PathBuf::as_path),
+            Self::V2 { root } => Some(root),
+        }
+    }
+
+    /// The hierarchy in which all our processes are placed before the runtime sees them.
+    pub(crate) fn home(&self) -> Option<&Path> {
+        match self {
+            Self::V1 { hierarchies, unified } => unified
+                .as_deref()
+                .or_else(|| hierarchies.get("pids").map(PathBuf::as_path)),
+            Self::V2 { root } => Some(root),
+        }
+    }
+
+    /// Whether the runtime can limit swap; if not it must not be asked to.
+    pub(crate) fn limits_swap(&self) -> bool {
+        match self {
+            Self::V1 { hierarchies, .. } => hierarchies
+                .get("memory")
+                .is_some_and(|memory| memory.join("memory.memsw.limit_in_bytes").exists()),
+            Self::V2 { .. } => Path::new("/proc/swaps").exists(),
+        }
+    }
+}
+
+/// The parent of all groups of one Homerun.
+pub(crate) fn parent_name(id8: &str) -> String {
+    format!("homerun-{id8}")
+}
+
+/// `cpu.cfs_quota_us`, or the first number of `cpu.max`, for so many thousandths of a CPU.
+pub(crate) fn quota_micros(cpu_millis: u32) -> u64 {
+    // 1000 is the smallest quota that the kernel takes.
+    (u64::from(cpu_millis) * PERIOD_MICROS / 1000).max(1000)
+}
+
+/// The groups of one instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Groups {
+    layout: Layout,
+    /// `homerun-<id8>/<instance>`, below each mount point.
+    path: PathBuf,
+}
+
+impl Groups {
+    pub(crate) fn new(layout: &Layout, id8: &str, name: &str) -> Self {
+        Self {
+            layout: layout.clone(),
+            path: Path::new(&parent_name(id8)).join(name),
+        }
+    }
+
+    fn file(&self, controller: &str, name: &str) -> io::Result<PathBuf> {
+        let root = self
+            .layout
+            .controller(controller)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no {controller} controller")))?;
+        Ok(root.join(&self.path).join(name))
+    }
+
+    /// Makes our own group where there is one, and moves the calling process into it.
+    pub(crate) fn enter_home(&self) -> io::Result<()> {
+        let Some(home) = self.layout.home() else {
+            return Ok(());
+        };
+        let directory = home.join(&self.path);
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("cgroup.procs"), "0")
+    }
+
+    /// Sets the CPU limit, or lifts it.
+    pub(crate) fn set_cpu(&self, cpu_millis: Option<u32>) -> io::Result<()> {
+        match &self.layout {
+            Layout::V1 { .. } => {
+                let quota = cpu_millis.map_or("-1".to_owned(), |m| quota_micros(m).to_string());
+                fs::write(self.file("cpu", "cpu.cfs_quota_us")?, quota)
+            }
+            Layout::V2 { .. } => {
+                let quota = cpu_millis.map_or("max".to_owned(), |m| quota_micros(m).to_string());
+                fs::write(self.file("cpu", "cpu.max")?, format!("{quota} {PERIOD_MICROS}"))
+            }
+        }
+    }
+
+    pub(crate) fn freezer(&self) -> io::Result<Freezer> {
+        let (path, words) = match &self.layout {
+            Layout::V1 {
+                unified: Some(root), ..
+            }
+            | Layout::V2 { root } => (root.join(&self.path).join("cgroup.freeze"), ["0", "1"]),
+            Layout::V1 { unified: None, .. } => (self.file("freezer", "freezer.state")?, ["THAWED", "FROZEN"]),
+        };
+        Ok(Freezer {
+            file: OpenOptions::new().write(true).open(path)?,
+            words,
+        })
+    }
+
+    pub(crate) fn memory_kills(&self) -> io::Result<MemoryKills> {
+        let name = match &self.layout {
+            Layout::V1 { .. } => "memory.oom_control",
+            Layout::V2 { .. } => "memory.events",
+        };
+        Ok(MemoryKills {
+            file: File::open(self.file("memory", name)?)?,
+        })
+    }
+
+    /// The most memory that was ever used, bytes.
+    pub(crate) fn memory_peak(&self) -> io::Result<u64> {
+        let name = match &self.layout {
+            Layout::V1 { .. } => "memory.max_usage_in_bytes",
+            Layout::V2 { .. } => "memory.peak",
+        };
+        let text = fs::read_to_string(self.file("memory", name)?)?;
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+    }
+
+    /// A file that becomes readable (version 1) whenever the instance meets its memory limit.
+    pub(crate) fn memory_alarm(&self, kills: &MemoryKills) -> io::Result<Alarm> {
+        use std::os::fd::AsRawFd as _;
+        match &self.layout {
+            Layout::V1 { .. } => {
+                let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+                let event = rustix::event::eventfd(0, flags)?;
+                fs::write(
+                    self.file("memory", "cgroup.event_control")?,
+                    format!("{} {}", event.as_raw_fd(), kills.file.as_raw_fd()),
+                )?;
+                Ok(Alarm(event))
+            }
+            Layout::V2 { .. } => {
+                use rustix::fs::inotify;
+                let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+                let event = inotify::init(flags)?;
+                inotify::add_watch(
+                    &event,
+                    self.file("memory", "memory.events")?,
+                    inotify::WatchFlags::MODIFY,
+                )?;
+                Ok(Alarm(event))
+            }
+        }
+    }
+
+    /// Ends every process of the instance and removes its groups.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        clear(&self.layout, &self.path)
+    }
+}
+
+/// Readable when memory ran out; see [`Groups::memory_alarm`].
+#[derive(Debug)]
+pub(crate) struct Alarm(pub(crate) std::os::fd::OwnedFd);
+
+/// Stops and continues all processes of an instance.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    file: File,
+    words: [&'static str; 2],
+}
+
+impl Freezer {
+    pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let word = self.words[usize::from(frozen)];
+        self.file.write_all_at(word.as_bytes(), 0)
+    }
+}
+
+/// How many processes of an instance the kernel killed because of its memory limit.
+#[derive(Debug)]
+pub(crate) struct MemoryKills {
+    file: File,
+}
+
+impl MemoryKills {
+    /// Read from an open file, so that it works until the last moment of the group.
+    pub(crate) fn count(&self) -> u64 {
+        let mut buffer = [0; 512];
+        let length = self.file.read_at(&mut buffer, 0).unwrap_or(0);
+        count_kills(&String::from_utf8_lossy(&buffer[..length]))
+    }
+}
+
+fn count_kills(text: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "))
+        .find_map(|count| count.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Kills all processes below `path` in every hierarchy but the calling one, waits until they are gone, and removes the
+/// groups. Nothing there is success.
+pub(crate) fn clear(layout: &Layout, path: &Path) -> io::Result<()> {
+    let own = std::process::id();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let trees: Vec<PathBuf> = layout.roots().iter().map(|root| root.join(path)).collect();
+    loop {
+        let mut alive = 0;
+        for tree in &trees {
+            for group in groups_below(tree) {
+                alive += kill_all(&group, own);
+            }
+        }
+        let left: Vec<&PathBuf> = trees.iter().filter(|tree| !remove_tree(tree)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if std::time::Instant::now() > deadline {
+            let left = left[0].display();
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{left} still has {alive} processes"),
+            ));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// The groups below and including `tree`, deepest first.
+fn groups_below(tree: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![tree.to_owned()];
+    while let Some(group) = open.pop() {
+        let Ok(entries) = fs::read_dir(&group) else {
+            continue;
+        };
+        let below = entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir()));
+        open.extend(below.map(|e| e.path()));
+        found.push(group);
+    }
+    found.reverse();
+    found
+}
+
+fn kill_all(group: &Path, own: u32) -> usize {
+    let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let pids: Vec<u32> = procs
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter(|pid| *pid != own && *pid != 0)
+        .collect();
+    for pid in &pids {
+        let pid = i32::try_from(*pid).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            // Gone already is as good.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    // A process that version 1's freezer holds dies only once it is thawed.
+    for (file, word) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+        if !pids.is_empty()
+            && let Ok(mut file) = OpenOptions::new().write(true).open(group.join(file))
+        {
+            let _ = file.write_all(word.as_bytes());
+        }
+    }
+    pids.len()
+}
+
+/// Whether nothing is left of it.
+fn remove_tree(tree: &Path) -> bool {
+    for group in groups_below(tree) {
+        let _ = fs::remove_dir(group);
+    }
+    !tree.exists()
+}

@@ -1,0 +1,140 @@
+//! The directory of one Homerun below `/run`, and the proof of being its owner.
+//!
+//! ```text
+//! /run/homerun/<id8>/owner         locked (flock) by the live owner; holds its process id and data directory
+//!                   /runtime/      the container runtime's own state
+//!                   /bundles/<id>/ one instance: config.json, pid, log (0700: environments hold secrets)
+//!                   /box/          where each starting instance mounts its root, seen by itself alone
+//! ```
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Where every Homerun of this machine has its directory.
+pub(crate) const RUN: &str = "/run/homerun";
+
+/// Whether a text is 8 lower-case hex digits.
+pub(crate) fn is_id8(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The paths in it; says nothing about whether they exist.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub(crate) struct RunDir(PathBuf);
+
+impl RunDir {
+    pub(crate) fn of(id8: &str) -> Self {
+        Self(Path::new(RUN).join(id8))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn owner(&self) -> PathBuf {
+        self.0.join("owner")
+    }
+
+    pub(crate) fn runtime(&self) -> PathBuf {
+        self.0.join("runtime")
+    }
+
+    pub(crate) fn bundles(&self) -> PathBuf {
+        self.0.join("bundles")
+    }
+
+    pub(crate) fn bundle(&self, id: &str) -> PathBuf {
+        self.bundles().join(id)
+    }
+
+    pub(crate) fn place(&self) -> PathBuf {
+        self.0.join("box")
+    }
+
+    pub(crate) fn merged(&self) -> PathBuf {
+        self.place().join(crate::rootfs::MERGED)
+    }
+
+    /// Makes what is below it.
+    pub(crate) fn furnish(&self) -> io::Result<()> {
+        let directory = |path: PathBuf, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
+        directory(self.runtime(), 0o700)?;
+        directory(self.bundles(), 0o700)?;
+        directory(self.place(), 0o711)
+    }
+
+    /// Forgets one instance. Nothing there is success.
+    pub(crate) fn remove_instance(&self, id: &str) {
+        // What cannot be removed is tried again by the next sweep.
+        let _ = fs::remove_dir_all(self.bundle(id));
+        let _ = fs::remove_dir_all(self.runtime().join(id));
+    }
+}
+
+/// While it lives, nobody else owns the directory.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) dir: RunDir,
+    file: File,
+}
+
+impl Claim {
+    /// Takes the directory, waiting for a dying owner at most `patience`. None: it has a live owner.
+    pub(crate) fn take(id8: &str, patience: Duration) -> io::Result<Option<Self>> {
+        let dir = RunDir::of(id8);
+        let deadline = Instant::now() + patience;
+        loop {
+            fs::DirBuilder::new().recursive(true).mode(0o711).create(dir.path())?;
+            let file = match OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(dir.owner())
+            {
+                Ok(file) => file,
+                // Its last owner removed the directory just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let same = fs::metadata(dir.owner())
+                        .is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()));
+                    if same {
+                        return Ok(Some(Self { dir, file }));
+                    }
+                }
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
+                    if Instant::now() >= deadline {
+                        return Ok(None);
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Says who owns it, for people.
+    pub(crate) fn sign(&mut self, data_dir: &Path) -> io::Result<()> {
+        self.file.set_len(0)?;
+        let own = std::process::id();
+        writeln!(self.file, "{own} {}", data_dir.display())
+    }
+
+    /// Removes the directory and gives it up.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        match fs::remove_dir_all(self.dir.path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The CPU on the edge between idle and busy: an instance without a request stands still, and is set going before its
+//! next request is forwarded.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use model::{Activity, CpuAllocation, InstanceId};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::cgroup::Freezer;
+
+/// How long an instance keeps its CPU after its last request, so that one that is asked again at once is not stopped
+/// and started for nothing.
+pub(crate) const LINGER: Duration = Duration::from_millis(75);
+
+/// Whether one instance runs or stands still. Locked for the one write that changes it.
+#[derive(Debug)]
+pub(crate) struct Cpu {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Present while the instance may be frozen at all: it is ready, not stopping, and pays per request.
+    freezer: Option<Freezer>,
+    frozen: bool,
+    busy: bool,
+    idle_since: Instant,
+    /// Somewhere in the queue of [`Linger`].
+    queued: bool,
+}
+
+/// What became of an instance that had lingered.
+#[derive(Debug, PartialEq, Eq)]
+enum Lingered {
+    Done,
+    /// It was busy and idle again in between.
+    Until(Instant),
+}
+
+impl Cpu {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            state: Mutex::new(State {
+                freezer: None,
+                frozen: false,
+                busy: false,
+                idle_since: now,
+                queued: false,
+            }),
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while held")
+    }
+
+    /// The instance takes requests: from now on it may be frozen. True: it has to linger.
+    fn allow(&self, freezer: Freezer, now: Instant) -> bool {
+        let mut state = self.lock();
+        state.freezer = Some(freezer);
+        state.idle_since = now;
+        !state.busy && !std::mem::replace(&mut state.queued, true)
+    }
+
+    /// Sets it going for good: it is stopping.
+    pub(crate) fn release(&self, id: &InstanceId) {
+        let mut state = self.lock();
+        state.thaw(id);
+        state.freezer = None;
+    }
+
+    fn busy(&self, id: &InstanceId) {
+        let mut state = self.lock();
+        state.busy = true;
+        state.thaw(id);
+    }
+
+    /// True: it has to linger.
+    fn idle(&self, now: Instant) -> bool {
+        let mut state = self.lock();
+        state.busy = false;
+        state.idle_since = now;
+        state.freezer.is_some() && !std::mem::replace(&mut state.queued, true)
+    }
+
+    fn lingered(&self, id: &InstanceId, now: Instant) -> Lingered {
+        let mut state = self.lock();
+        let due = state.idle_since + LINGER;
+        if !state.busy && state.freezer.is_some() && now < due {
+            return Lingered::Until(due);
+        }
+        state.queued = false;
+        if !state.busy
+            && !state.frozen
+            && let Some(freezer) = &state.freezer
+        {
+            match freezer.freeze(true) {
+                Ok(()) => state.frozen = true,
+                Err(error) => tracing::error!(%id, %error, "cannot freeze an idle instance"),
+            }
+        }
+        Lingered::Done
+    }
+}
+
+impl State {
+    fn thaw(&mut self, id: &InstanceId) {
+        if self.frozen
+            && let Some(freezer) = &self.freezer
+        {
+            match freezer.freeze(false) {
+                Ok(()) => self.frozen = false,
+                Err(error) => tracing::error!(%id, %error, "cannot thaw an instance"),
+            }
+        }
+    }
+}
+
+/// The instances that became idle a moment ago, in the order in which they are to be frozen.
+#[derive(Debug, Default)]
+pub(crate) struct Linger {
+    queue: Mutex<VecDeque<(Instant, InstanceId, Arc<Cpu>)>>,
+    bell: Notify,
+}
+
+impl Linger {
+    pub(crate) fn allow(&self, id: &InstanceId, cpu: &Arc<Cpu>, allocation: CpuAllocation, freezer: Freezer) {
+        match allocation {
+            CpuAllocation::Instance => {}
+            CpuAllocation::Request => {
+                let now = Instant::now();
+                if cpu.allow(freezer, now) {
+                    self.push(now + LINGER, id.clone(), Arc::clone(cpu));
+                }
+            }
+        }
+    }
+
+    /// Gives the CPU before it returns, or takes it [`LINGER`] later.
+    pub(crate) fn follow(&self, id: &InstanceId, cpu: &Arc<Cpu>, activity: Activity) {
+        match activity {
+            Activity::Busy => cpu.busy(id),
+            Activity::Idle => {
+                let now = Instant::now();
+                if cpu.idle(now) {
+                    self.push(now + LINGER, id.clone(), Arc::clone(cpu));
+                }
+            }
+        }
+    }
+
+    /// Every instance is in the queue at most once, so it is as long as there are instances.
+    fn push(&self, due: Instant, id: InstanceId, cpu: Arc<Cpu>) {
+        let mut queue = self.queue.lock().expect("no panic while held");
+        queue.push_back((due, id, cpu));
+        drop(queue);
+        self.bell.notify_one();
+    }
+
+    fn first_due(&self) -> Option<Instant> {
+        let queue = self.queue.lock().expect("no panic while held");
+        queue.front().map(|(due, ..)| *due)
+    }
+
+    fn pop(&self) -> Option<(Instant, InstanceId, Arc<Cpu>)> {
+        self.queue.lock().expect("no panic while held").pop_front()
+    }
+
+    /// Freezes what has lingered, for ever.
+    pub(crate) async fn run(&self) {
+        loop {
+            let Some(due) = self.first_due() else {
+                self.bell.notified().await;
+                continue;
+            };
+            tokio::time::sleep_until(due).await;
+            if let Some((_, id, cpu)) = self.pop()
+                && let Lingered::Until(due) = cpu.lingered(&id, Instant::now())
+            {
+                self.push(due, id, cpu);
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What a machine needs to run instances, and what mends it where it is missing.
+
+use std::{fs, process::Command};
+
+use crate::cgroup::Layout;
+
+/// One thing that is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What is missing, in one sentence.
+    pub problem: String,
+    /// The command or step that mends it.
+    pub remedy: String,
+}
+
+fn finding(problem: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding {
+        problem: problem.into(),
+        remedy: remedy.into(),
+    }
+}
+
+/// Everything that this machine lacks, nothing when it can run instances. Starts two processes, changes nothing.
+pub fn doctor() -> Vec<Finding> {
+    let mut found = Vec::new();
+    if !rustix::process::geteuid().is_root() {
+        found.push(finding(
+            "Homerun does not run as root, which namespaces, mounts and control groups need",
+            "run it with sudo",
+        ));
+    }
+    found.extend(runtime());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    found.extend(groups(Layout::parse(&mounts).as_ref()));
+    let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if !file_systems
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some("overlay"))
+    {
+        found.push(finding(
+            "the kernel has no overlayfs",
+            "modprobe overlay && echo overlay > /etc/modules-load.d/overlay.conf",
+        ));
+    }
+    let user_namespaces = fs::read_to_string("/proc/sys/user/max_user_namespaces");
+    let most: u64 = user_namespaces
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0);
+    if most == 0 {
+        found.push(finding(
+            "user namespaces are switched off",
+            "sysctl -w user.max_user_namespaces=65536",
+        ));
+    }
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    if kernel(release).is_some_and(|version| version < (5, 19)) {
+        found.push(finding(
+            format!("kernel {release} cannot stack layers through shifted ids; 5.19 is the first that can"),
+            "apt-get install --yes linux-image-amd64 && reboot",
+        ));
+    }
+    found
+}
+
+fn runtime() -> Option<Finding> {
+    let remedy = "apt-get install --yes crun";
+    match Command::new("crun").arg("--version").output() {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            (!text.contains("+SECCOMP")).then(|| finding("crun was built without seccomp", remedy))
+        }
+        Ok(output) => Some(finding(format!("crun does not run: {}", output.status), remedy)),
+        Err(error) => Some(finding(format!("crun is not there: {error}"), remedy)),
+    }
+}
+
+fn groups(layout: Option<&Layout>) -> Vec<Finding> {
+    match layout {
+        None => vec![finding(
+            "no control groups are mounted",
+            "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+        )],
+        Some(Layout::V1 { hierarchies, unified }) => {
+            let mut needed = vec!["cpu", "memory", "pids"];
+            if unified.is_none() {
+                needed.push("freezer");
+            }
+            let missing = needed.into_iter().filter(|name| !hierarchies.contains_key(*name));
+            missing
+                .map(|name| {
+                    finding(
+                        format!("the control group hierarchy {name} is not mounted"),
+                        format!(
+                            "mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} {name} /sys/fs/cgroup/{name}"
+                        ),
+                    )
+                })
+                .collect()
+        }
+        Some(Layout::V2 { root }) => {
+            let there = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+            let missing = ["cpu", "memory", "pids"]
+                .into_iter()
+                .filter(|name| !there.split_whitespace().any(|word| word == *name));
+            missing
+                .map(|name| {
+                    finding(
+                        format!("the control group controller {name} is not available"),
+                        format!("boot with cgroup_enable={name}"),
+                    )
+                })
+                .collect()
+        }
+    }
+}
+
+/// Major and minor number of a kernel release such as `6.1.0-18-amd64`.
+fn kernel(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// Memory that the kernel could give to new programs, bytes.
+pub(crate) fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels() {
+        assert_eq!(kernel("6.1.0-18-amd64"), Some((6, 1)));
+        assert_eq!(kernel("5.19"), Some((5, 19)));
+        assert_eq!(kernel("what"), None);
+    }
+
+    #[test]
+    fn a_missing_hierarchy_is_named_with_its_remedy() {
+        let layout = Layout::parse("1 1 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+        let found = groups(layout.as_ref());
+        let all: Vec<_> = found.iter().map(|f| f.problem.as_str()).collect();
+        assert_eq!(all.len(), 3, "{all:?}");
+        assert!(all.iter().any(|problem| problem.contains("freezer")));
+        assert!(found[0].remedy.contains("mount -t cgroup -o"));
+        assert!(!groups(None).is_empty());
+    }
+}

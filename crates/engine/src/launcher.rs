@@ -1,0 +1,363 @@
+//! The launcher: a child of the server, and the parent of every instance.
+//!
+//! It exists for three reasons. It runs the container runtime in a mount namespace in which the empty version 2 tree of
+//! control groups is not mounted, without which crun refuses to work beside version 1. It adopts what the runtime
+//! starts (as a subreaper) and so learns how each instance ended. And it outlives a killed server by as long as it
+//! takes to end everything that the server had running: a closed socket is its order to do so.
+//!
+//! One thread, one loop over two files: the socket and the signal that a child ended.
+#![expect(unsafe_code, reason = "fork and signalfd have no safe form")]
+
+use std::{
+    collections::HashMap,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
+    path::PathBuf,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{Mode, OFlags},
+    process::{Pid, PidfdFlags, Signal, WaitOptions},
+};
+
+use crate::{
+    cgroup::{Groups, Layout},
+    claim::{Claim, RunDir},
+    network, rootfs, sweep,
+    wire::{self, End, Order, Report, Start},
+};
+
+/// The first argument with which a binary becomes the launcher.
+pub const LAUNCHER: &str = "engine-launcher";
+
+/// What the launcher is told once, as its second argument.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Duty {
+    pub(crate) id8: String,
+    pub(crate) run: RunDir,
+    pub(crate) runtime: PathBuf,
+    pub(crate) layout: Layout,
+}
+
+/// Runs as launcher until the server is gone. `duty` is the argument after [`LAUNCHER`]; standard input is the socket.
+/// Must be called with no other thread in the process. Returns the exit status.
+pub fn launcher_main(duty: &OsStr) -> u8 {
+    let done = serde_json::from_slice(duty.as_bytes())
+        .map_err(io::Error::from)
+        .and_then(Launcher::set_up)
+        .and_then(Launcher::serve);
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(%error, "the launcher ended");
+            let _ = io::Write::write_fmt(
+                &mut io::stderr(),
+                format_args!("homerun: the launcher of instances ended: {error}\n"),
+            );
+            1
+        }
+    }
+}
+
+struct Launcher {
+    duty: Duty,
+    /// `duty.layout`, with the unified tree at an open file of ours instead of the mount that we left.
+    layout: Layout,
+    socket: OwnedFd,
+    children: OwnedFd,
+    home: network::Home,
+    /// By the first id of the range. Making one costs a fork, and ranges are used again.
+    user_namespaces: HashMap<u32, OwnedFd>,
+    /// The runtime's `create` of which instance.
+    creating: HashMap<Pid, String>,
+    running: HashMap<Pid, String>,
+    /// Ended before we knew whose it was.
+    strays: HashMap<Pid, End>,
+    _unified: Option<OwnedFd>,
+}
+
+impl Launcher {
+    fn set_up(duty: Duty) -> io::Result<Self> {
+        let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+        let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        rootfs::become_standard(&null, 0)?;
+        rustix::process::setsid()?;
+        // The process itself, not any given one: the argument is only a truth value to the kernel.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        rustix::thread::set_name(c"homerun-launch")?;
+        let children = child_signals()?;
+
+        Groups::new(&duty.layout, &duty.id8, "launcher").enter_home()?;
+        let mut layout = duty.layout.clone();
+        let mut kept = None;
+        rootfs::leave_mounts()?;
+        if let Layout::V1 {
+            unified: Some(unified), ..
+        } = &mut layout
+        {
+            let tree = rustix::fs::open(
+                unified.as_path(),
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            rustix::mount::unmount(unified.as_path(), rustix::mount::UnmountFlags::DETACH)?;
+            *unified = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
+            kept = Some(tree);
+        }
+        Ok(Self {
+            duty,
+            layout,
+            socket,
+            children,
+            home: network::Home::open()?,
+            user_namespaces: HashMap::new(),
+            creating: HashMap::new(),
+            running: HashMap::new(),
+            strays: HashMap::new(),
+            _unified: kept,
+        })
+    }
+
+    fn serve(mut self) -> io::Result<()> {
+        self.report(&Report::Up, &[])?;
+        loop {
+            let mut files = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.children, PollFlags::IN),
+            ];
+            match poll(&mut files, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [asked, ended] = files.map(|file| !file.revents().is_empty());
+            let mut alive = true;
+            if ended {
+                alive = self.reap().is_ok();
+            }
+            if asked && alive {
+                alive = match wire::receive(&self.socket) {
+                    Ok(Some((order, files))) => self.obey(order, files).is_ok(),
+                    Ok(None) | Err(_) => false,
+                };
+            }
+            if !alive {
+                return self.end_all();
+            }
+        }
+    }
+
+    /// Errors only when nobody listens any more.
+    fn report(&self, report: &Report, files: &[&OwnedFd]) -> io::Result<()> {
+        let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        wire::send(&self.socket, report, &files)
+    }
+
+    fn obey(&mut self, order: Order, files: Vec<OwnedFd>) -> io::Result<()> {
+        match order {
+            Order::Start(start) => match self.create(&start, &files) {
+                Ok(pid) => {
+                    self.creating.insert(pid, start.id);
+                    Ok(())
+                }
+                Err(why) => self.report(&Report::NotStarted { id: start.id, why }, &[]),
+            },
+            Order::Abort { id } => {
+                let pid = self.creating.iter().find(|(_, of)| **of == id);
+                if let Some((pid, _)) = pid {
+                    // Not reaped yet, so the number is still its own.
+                    let _ = rustix::process::kill_process(*pid, Signal::KILL);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts the runtime's `create` in a child and returns the child.
+    fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
+        if !self.user_namespaces.contains_key(&start.first_id) {
+            let made = rootfs::user_namespace(start.first_id).map_err(rootfs::describe("make a user namespace"))?;
+            self.user_namespaces.insert(start.first_id, made);
+        }
+        // SAFETY: the process has one thread, so the child may do whatever the parent may.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let why = self.become_runtime(start, files);
+            let _ = fs::write(self.duty.run.bundle(&start.id).join("log"), why);
+            // SAFETY: ends the child without running what the parent has to run at its exit.
+            unsafe { libc::_exit(125) };
+        }
+        if pid < 0 {
+            return Err(rootfs::describe("fork")(io::Error::last_os_error()));
+        }
+        Ok(Pid::from_raw(pid).expect("fork returned a process id"))
+    }
+
+    /// Never returns but with what went wrong.
+    fn become_runtime(&self, start: &Start, files: &[OwnedFd]) -> String {
+        let run = &self.duty.run;
+        let bundle = run.bundle(&start.id);
+        let ids = &self.user_namespaces[&start.first_id];
+        let prepare = || -> Result<(), String> {
+            for (number, file) in (0..=2).zip(files) {
+                rootfs::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
+            }
+            Groups::new(&self.layout, &self.duty.id8, &start.id)
+                .enter_home()
+                .map_err(rootfs::describe("enter the instance's control group"))?;
+            rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
+            rootfs::assemble(&run.place(), &start.layers, ids, start.first_id)?;
+            rootfs::close_on_exec().map_err(rootfs::describe("close files"))
+        };
+        if let Err(why) = prepare() {
+            return why;
+        }
+        let error = std::process::Command::new(&self.duty.runtime)
+            .arg("--root")
+            .arg(run.runtime())
+            .arg("--log")
+            .arg(bundle.join("log"))
+            .args(["--cgroup-manager=cgroupfs", "create", "--bundle"])
+            .arg(&bundle)
+            .arg("--pid-file")
+            .arg(bundle.join("pid"))
+            .arg(&start.id)
+            .exec();
+        format!("cannot run {}: {error}", self.duty.runtime.display())
+    }
+
+    fn reap(&mut self) -> io::Result<()> {
+        let mut drain = [0; 8 * size_of::<libc::signalfd_siginfo>()];
+        let _ = rustix::io::read(&self.children, &mut drain);
+        loop {
+            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let end = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => End::Code(code),
+                (None, Some(signal)) => End::Signal(signal),
+                (None, None) => continue,
+            };
+            if let Some(id) = self.creating.remove(&pid) {
+                self.created(id, end)?;
+                if self.creating.is_empty() {
+                    self.strays.clear();
+                }
+            } else if let Some(id) = self.running.remove(&pid) {
+                self.report(&Report::Exited { id, end }, &[])?;
+            } else if !self.creating.is_empty() {
+                self.strays.insert(pid, end);
+            }
+        }
+    }
+
+    /// The runtime's `create` ended: either a process waits to be released, or the runtime said why not.
+    fn created(&mut self, id: String, end: End) -> io::Result<()> {
+        let bundle = self.duty.run.bundle(&id);
+        let why = if end == End::Code(0) {
+            match self.adopt(&id) {
+                Ok(sent) => return sent,
+                Err(why) => why,
+            }
+        } else {
+            let log = fs::read_to_string(bundle.join("log")).unwrap_or_default();
+            match log.lines().rev().find(|line| !line.trim().is_empty()) {
+                Some(line) => line.trim().to_owned(),
+                None => format!("{} ended with {end:?}", self.duty.runtime.display()),
+            }
+        };
+        self.report(&Report::NotStarted { id, why }, &[])
+    }
+
+    /// Completes and releases a created instance. The outer error is what went wrong with it.
+    fn adopt(&mut self, id: &str) -> Result<io::Result<()>, String> {
+        let text = fs::read_to_string(self.duty.run.bundle(id).join("pid"))
+            .map_err(rootfs::describe("read the runtime's pid file"))?;
+        let number = text.trim().parse().unwrap_or(0);
+        let pid = Pid::from_raw(number).ok_or_else(|| format!("no process id: {text:?}"))?;
+        if let Some(end) = self.strays.remove(&pid) {
+            return Err(format!("the process ended before it was released: {end:?}"));
+        }
+        let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|e| rootfs::describe("open the instance's process")(e.into()))?;
+        let network = network::open_namespace(&format!("/proc/{number}/ns/net"))
+            .map_err(rootfs::describe("open the instance's network"))?;
+        self.home
+            .add_address(&network)
+            .map_err(rootfs::describe("give the instance its address"))?;
+        self.running.insert(pid, id.to_owned());
+        let report = Report::Created {
+            id: id.to_owned(),
+            pid: number,
+        };
+        let sent = self.report(&report, &[&process, &network]);
+        let fifo = self.duty.run.runtime().join(id).join("exec.fifo");
+        let released = fs::OpenOptions::new()
+            .write(true)
+            .open(&fifo)
+            .and_then(|mut file| io::Write::write_all(&mut file, &[0]))
+            .and_then(|()| fs::remove_file(&fifo));
+        if let Err(error) = released {
+            // Its end is then reported like any other.
+            tracing::warn!(id, %error, "cannot release a created instance");
+            let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
+        }
+        Ok(sent)
+    }
+
+    /// The server is gone: so is everything it had running.
+    fn end_all(self) -> io::Result<()> {
+        // A new server that is here already sweeps by itself, and us with it.
+        let Some(claim) = Claim::take(&self.duty.id8, Duration::from_millis(100))? else {
+            return Ok(());
+        };
+        for pid in self.running.keys().chain(self.creating.keys()) {
+            let _ = rustix::process::kill_process(*pid, Signal::KILL);
+        }
+        // Out of our own group, so that it can be removed.
+        if let Some(home) = self.layout.home() {
+            fs::write(home.join("cgroup.procs"), "0")?;
+        }
+        // Zombies stay in their groups until reaped.
+        std::thread::spawn(|| while rustix::process::wait(WaitOptions::empty()).is_ok() {});
+        sweep::sweep(&self.duty.id8, &claim, &self.layout)?;
+        claim.remove()
+    }
+}
+
+/// Blocks every signal that would end the launcher before its server, and makes the end of a child readable.
+fn child_signals() -> io::Result<OwnedFd> {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set; the calls read it and touch nothing else.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in [libc::SIGCHLD] {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        let watched = set.assume_init();
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let file = libc::signalfd(-1, &raw const watched, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if file < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(file))
+    }
+}
+
+/// The command that starts the launcher of a binary: its own path and what comes before the duty.
+pub(crate) fn arguments(duty: &Duty) -> io::Result<[OsString; 2]> {
+    Ok([LAUNCHER.into(), serde_json::to_string(duty)?.into()])
+}

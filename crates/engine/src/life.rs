@@ -1,0 +1,463 @@
+//! The life of one instance, as one function that begins with its image and ends with nothing left of it.
+//!
+//! ```text
+//! prepare: image, user, bundle -> launcher -> created -> probe -> ready -> exit, memory, or stop -> cleared
+//! ```
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    },
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use image::Digest;
+use model::{Exit, ExitCause, InstanceSpec, Stream};
+use rustix::{
+    fs::{Gid, Uid},
+    process::{Signal, pidfd_send_signal},
+};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use crate::{
+    Inner,
+    bundle::{self, Lodging},
+    cgroup::{Alarm, Groups, Layout, MemoryKills},
+    cpu::Cpu,
+    ids::Range,
+    output::Output,
+    probe, rootfs,
+    watched::watched,
+    wire::{End, Order, Start},
+};
+
+/// How long the runtime may take to create an instance whose image is on disk.
+const CREATE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long `startup_cpu_boost` lasts after the instance is ready.
+const BOOST: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the engine knows of one instance beside what it shows.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) spec: InstanceSpec,
+    pub(crate) range: Range,
+    pub(crate) groups: Groups,
+    pub(crate) events: mpsc::Sender<Event>,
+    /// The grace, once a stop was asked for.
+    pub(crate) stop: watch::Sender<Option<Duration>>,
+    pub(crate) cpu: Arc<Cpu>,
+    pub(crate) running: OnceLock<Running>,
+    pub(crate) over: OnceLock<ExitCause>,
+}
+
+/// What is there once the instance has a process.
+#[derive(Debug)]
+pub(crate) struct Running {
+    process: OwnedFd,
+    pub(crate) network: OwnedFd,
+    pub(crate) kills: MemoryKills,
+}
+
+/// What the launcher reports of one instance.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Created {
+        process: OwnedFd,
+        network: OwnedFd,
+    },
+    NotStarted(String),
+    Exited(End),
+    /// The launcher of this number is gone.
+    Lost(u64),
+}
+
+/// From the first step to the last. What it observes goes to the engine's board.
+pub(crate) async fn live(engine: Arc<Inner>, entry: Arc<Entry>, events: mpsc::Receiver<Event>) {
+    let mut life = Life {
+        stop: entry.stop.subscribe(),
+        output: Output::default(),
+        link: 0,
+        ready: false,
+        engine,
+        entry,
+        events,
+    };
+    let cause = match life.begin().await {
+        Ok(()) => life.supervise().await,
+        Err(cause) => cause,
+    };
+    life.end(cause).await;
+}
+
+struct Life {
+    engine: Arc<Inner>,
+    entry: Arc<Entry>,
+    events: mpsc::Receiver<Event>,
+    stop: watch::Receiver<Option<Duration>>,
+    output: Output,
+    /// The number of the launcher that has it.
+    link: u64,
+    ready: bool,
+}
+
+fn not_started(why: impl Into<String>) -> ExitCause {
+    ExitCause::NotStarted(why.into())
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl Life {
+    /// Until the instance has a process.
+    async fn begin(&mut self) -> Result<(), ExitCause> {
+        let mut stop = self.stop.clone();
+        let prepared = tokio::select! {
+            prepared = prepare(&self.engine, &self.entry) => prepared.map_err(ExitCause::NotStarted),
+            _ = asked_to_stop(&mut stop) => Err(ExitCause::Stopped),
+        };
+        let (layers, owner) = prepared?;
+        let link = timeout(CREATE_PATIENCE, self.engine.link())
+            .await
+            .map_err(|_| not_started("the launcher of instances is gone"))?;
+        self.link = link.number;
+
+        let (of, id) = (self.entry.spec.of.clone(), self.entry.spec.id.clone());
+        let mut open = |stream| {
+            let end = self.output.open(&self.engine.log, &of, &id, stream)?;
+            // So that the instance's user may open /dev/stdout and /dev/stderr again.
+            let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+            rustix::fs::fchown(&end, Some(user), Some(group))?;
+            io::Result::Ok(end)
+        };
+        let files = (|| {
+            let input = rootfs::empty_input()?;
+            io::Result::Ok([input, open(Stream::Stdout)?, open(Stream::Stderr)?])
+        })();
+        let files = files.map_err(|error| not_started(format!("cannot make a pipe: {error}")))?;
+        let order = Order::Start(Start {
+            id: id.to_string(),
+            layers,
+            first_id: self.entry.range.first(),
+        });
+        link.order(&order, &files.each_ref())
+            .await
+            .map_err(|error| not_started(format!("cannot reach the launcher: {error}")))?;
+        drop(files);
+
+        let created = timeout(CREATE_PATIENCE, self.created()).await;
+        let Ok(created) = created else {
+            let id = id.to_string();
+            if link.order(&Order::Abort { id }, &[]).await.is_ok() {
+                let _ = timeout(KILL_PATIENCE, self.created()).await;
+            }
+            let seconds = CREATE_PATIENCE.as_secs();
+            return Err(not_started(format!("the runtime was not ready within {seconds} s")));
+        };
+        let (process, network) = created?;
+        let kills = self
+            .entry
+            .groups
+            .memory_kills()
+            .map_err(|error| not_started(format!("cannot read the instance's memory events: {error}")))?;
+        let running = Running {
+            process,
+            network,
+            kills,
+        };
+        self.entry.running.set(running).expect("an instance begins once");
+        Ok(())
+    }
+
+    async fn created(&mut self) -> Result<(OwnedFd, OwnedFd), ExitCause> {
+        while let Some(event) = self.events.recv().await {
+            match event {
+                Event::Created { process, network } => return Ok((process, network)),
+                Event::NotStarted(why) => return Err(ExitCause::NotStarted(why)),
+                Event::Lost(number) if number == self.link => break,
+                Event::Lost(_) | Event::Exited(_) => {}
+            }
+        }
+        Err(not_started("the launcher of instances ended"))
+    }
+
+    /// From its first process to its last.
+    async fn supervise(&mut self) -> ExitCause {
+        let entry = Arc::clone(&self.entry);
+        let engine = Arc::clone(&self.engine);
+        let spec = &entry.spec;
+        let running = entry.running.get().expect("set by begin");
+        let alarm = entry.groups.memory_alarm(&running.kills).and_then(|alarm| {
+            let Alarm(file) = alarm;
+            watched(file)
+        });
+        let alarm = match alarm {
+            Ok(alarm) => alarm,
+            Err(error) => {
+                self.kill().await;
+                return not_started(format!("cannot watch the instance's memory: {error}"));
+            }
+        };
+        let listening = probe::until_listening(&engine.home, &running.network, &spec.startup_probe);
+        let mut listening = std::pin::pin!(listening);
+        let mut boosted = spec.startup_cpu_boost;
+        let boost_end = sleep_until(Instant::now() + Duration::from_secs(1 << 30));
+        let mut boost_end = std::pin::pin!(boost_end);
+        let mut stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                biased;
+                end = exited(&mut self.events, self.link, running) => {
+                    return self.judge(running, end);
+                }
+                () = killed_for_memory(&alarm, &running.kills) => {
+                    self.kill().await;
+                    return self.out_of_memory();
+                }
+                grace = asked_to_stop(&mut stop) => {
+                    return self.stop(running, grace).await;
+                }
+                heard = &mut listening, if !self.ready => match heard {
+                    Ok(()) => {
+                        self.ready = true;
+                        boost_end.as_mut().reset(Instant::now() + BOOST);
+                        match entry.groups.freezer() {
+                            Ok(freezer) => engine.ready(&entry, freezer),
+                            Err(error) => {
+                                self.kill().await;
+                                return not_started(format!("cannot open its freezer: {error}"));
+                            }
+                        }
+                    }
+                    Err(heard) => {
+                        self.kill().await;
+                        if running.kills.count() > 0 {
+                            return self.out_of_memory();
+                        }
+                        return ExitCause::NotListening {
+                            port: spec.port,
+                            seconds: spec.startup_probe.patience().as_secs(),
+                            loopback_only: heard.loopback_only,
+                        };
+                    }
+                },
+                () = &mut boost_end, if boosted && self.ready => {
+                    boosted = false;
+                    if let Err(error) = entry.groups.set_cpu(Some(spec.cpu_millis)) {
+                        tracing::error!(id = %spec.id, %error, "cannot end the startup CPU boost");
+                    }
+                }
+            }
+        }
+    }
+
+    fn judge(&self, running: &Running, end: End) -> ExitCause {
+        if running.kills.count() > 0 {
+            return self.out_of_memory();
+        }
+        match end {
+            End::Code(code) => ExitCause::Code(code),
+            End::Signal(signal) => ExitCause::Signal(signal),
+        }
+    }
+
+    /// Says so in the instance's log, in Cloud Run's words.
+    fn out_of_memory(&self) -> ExitCause {
+        let spec = &self.entry.spec;
+        let limit_bytes = spec.memory_bytes;
+        let used = self.entry.groups.memory_peak().unwrap_or(limit_bytes);
+        let (limit, used) = (limit_bytes >> 20, used.max(limit_bytes) >> 20);
+        let text = format!("Memory limit of {limit} MiB exceeded with {used} MiB used.");
+        let log = &self.engine.log;
+        log.line(&spec.of, &spec.id, Stream::System, text);
+        ExitCause::OutOfMemory { limit_bytes }
+    }
+
+    /// SIGTERM, the grace, SIGKILL.
+    async fn stop(&mut self, running: &Running, grace: Duration) -> ExitCause {
+        self.entry.cpu.release(&self.entry.spec.id);
+        // Gone already is as good.
+        let _ = pidfd_send_signal(&running.process, Signal::TERM);
+        let ended = timeout(grace, exited(&mut self.events, self.link, running)).await;
+        if ended.is_err() {
+            self.kill().await;
+        }
+        ExitCause::Stopped
+    }
+
+    /// Ends it at once and waits until it is gone.
+    async fn kill(&mut self) {
+        self.entry.cpu.release(&self.entry.spec.id);
+        let entry = Arc::clone(&self.entry);
+        let running = entry.running.get().expect("only called with a process");
+        let _ = pidfd_send_signal(&running.process, Signal::KILL);
+        let gone = exited(&mut self.events, self.link, running);
+        if timeout(KILL_PATIENCE, gone).await.is_err() {
+            tracing::error!(id = %entry.spec.id, "a killed instance is still there");
+        }
+    }
+
+    async fn end(self, cause: ExitCause) {
+        let (engine, entry) = (self.engine, self.entry);
+        let id = &entry.spec.id;
+        entry.over.set(cause.clone()).expect("an instance ends once");
+        entry.cpu.release(id);
+        let clearing = {
+            let (engine, entry) = (Arc::clone(&engine), Arc::clone(&entry));
+            tokio::task::spawn_blocking(move || {
+                let cleared = entry.groups.clear();
+                engine.run.remove_instance(entry.spec.id.as_str());
+                cleared
+            })
+        };
+        let (last_lines, cleared) = tokio::join!(self.output.finish(), clearing);
+        match cleared {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%id, %error, "cannot remove an instance's groups"),
+            Err(error) => tracing::error!(%id, %error, "clearing an instance failed"),
+        }
+        let last_lines = match cause {
+            // The runtime's own words, which are in the cause.
+            ExitCause::NotStarted(_) => Vec::new(),
+            ExitCause::Code(_)
+            | ExitCause::Signal(_)
+            | ExitCause::OutOfMemory { .. }
+            | ExitCause::NotListening { .. }
+            | ExitCause::Stopped => last_lines,
+        };
+        engine.stopped(
+            &entry,
+            Exit {
+                cause,
+                was_ready: self.ready,
+                last_lines,
+            },
+        );
+    }
+}
+
+/// Image, user and bundle. Returns the layers and who owns the output's pipes.
+async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(Vec<PathBuf>, (u32, u32)), String> {
+    let digest: Digest = entry
+        .spec
+        .image
+        .parse()
+        .map_err(|error: image::DigestError| chain(&error))?;
+    let unpacked = engine.images.ensure(&digest).await.map_err(|error| chain(&error))?;
+    let (engine, entry) = (Arc::clone(engine), Arc::clone(entry));
+    let written = tokio::task::spawn_blocking(move || {
+        let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
+        let spec = &entry.spec;
+        let id = spec.id.as_str();
+        let first_id = entry.range.first();
+        let merged = engine.run.merged();
+        let lodging = Lodging {
+            root: &merged,
+            first_id,
+            groups: format!("/{}/{id}", crate::cgroup::parent_name(&engine.id8)),
+            one_tree: matches!(engine.layout, Layout::V2 { .. }),
+            limits_swap: engine.limits_swap,
+            open_files: engine.open_files,
+        };
+        let configuration =
+            bundle::configuration(spec, &unpacked.config, &user, &lodging).map_err(|error| chain(&error))?;
+        write_bundle(&engine.run.bundle(id), &configuration)
+            .map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
+        let owner = (first_id + user.uid, first_id + user.gid);
+        Ok((unpacked.layers, owner))
+    });
+    written.await.map_err(|error| format!("preparing failed: {error}"))?
+}
+
+fn write_bundle(directory: &PathBuf, configuration: &serde_json::Value) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(directory)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(directory.join("config.json"))?;
+    io::Write::write_all(&mut file, &serde_json::to_vec(configuration)?)
+}
+
+/// Until a stop is asked for; returns its grace.
+async fn asked_to_stop(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    loop {
+        if let Some(grace) = *stop.borrow_and_update() {
+            return grace;
+        }
+        if stop.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Until the first process of the instance is gone. With its launcher gone too, nobody can say how it ended.
+async fn exited(events: &mut mpsc::Receiver<Event>, link: u64, running: &Running) -> End {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Exited(end) => return end,
+            Event::Lost(number) if number == link => break,
+            Event::Lost(_) | Event::Created { .. } | Event::NotStarted(_) => {}
+        }
+    }
+    let _ = pidfd_send_signal(&running.process, Signal::KILL);
+    while !is_gone(&running.process) {
+        sleep(Duration::from_millis(5)).await;
+    }
+    End::Signal(Signal::KILL.as_raw())
+}
+
+/// A pidfd is readable once its process has ended.
+fn is_gone(process: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&none)).is_ok_and(|ready| ready > 0)
+}
+
+impl Running {
+    pub(crate) fn is_gone(&self) -> bool {
+        is_gone(&self.process)
+    }
+}
+
+/// Until the kernel has killed a process of the instance for its memory.
+async fn killed_for_memory(alarm: &AsyncFd<OwnedFd>, kills: &MemoryKills) {
+    loop {
+        if kills.count() > 0 {
+            return;
+        }
+        match alarm.readable().await {
+            Ok(mut ready) => {
+                let mut drain = [0; 4096];
+                let _ = rustix::io::read(alarm.get_ref(), &mut drain);
+                ready.clear_ready();
+            }
+            Err(_) => return std::future::pending().await,
+        }
+        // The alarm comes before the kill, or without one when memory was found after all.
+        for _ in 0..200 {
+            if kills.count() > 0 {
+                return;
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! The root file system of an instance: the image's layers, shared by all and seen through a shift of ids, below a
+//! layer in memory that is the instance's own.
+//!
+//! Everything here runs in the short-lived process that becomes the runtime's `create`, in a mount namespace of its
+//! own: no mount is ever visible outside, and none outlives the instance. Pages of the upper layer are charged to
+//! whoever writes them first, the instance.
+#![expect(unsafe_code, reason = "clone, mount_setattr and unshare have no safe form")]
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, chown},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid},
+    io::Errno,
+    mount::{
+        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount, open_tree,
+    },
+    thread::UnshareFlags,
+};
+
+/// How many ids an instance has of its own.
+pub(crate) const IDS: u32 = 65_536;
+
+/// What every instance is called: as on Cloud Run.
+pub(crate) const HOST_NAME: &str = "localhost";
+
+/// The directory below the instance's tmpfs that becomes `/`.
+pub(crate) const MERGED: &str = "merged";
+
+/// A user namespace in which `first_id` and the following ids are 0 and following. It holds no process.
+pub(crate) fn user_namespace(first_id: u32) -> io::Result<OwnedFd> {
+    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM this is fork: the child has its own copy of everything, and does nothing but wait.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        loop {
+            // SAFETY: pause touches no memory.
+            unsafe { libc::pause() };
+        }
+    }
+    let map = format!("0 {first_id} {IDS}");
+    let made = fs::write(format!("/proc/{pid}/uid_map"), &map)
+        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), &map))
+        .and_then(|()| crate::network::open_namespace(&format!("/proc/{pid}/ns/user")));
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .expect("clone returned a process id");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    made
+}
+
+/// What went wrong, in words for the instance's failure.
+pub(crate) fn describe(what: &str) -> impl FnOnce(io::Error) -> String + '_ {
+    move |error| format!("cannot {what}: {error}")
+}
+
+/// Leaves the mounts of the parent behind: what is mounted from now on is seen by this process alone.
+pub(crate) fn leave_mounts() -> io::Result<()> {
+    // SAFETY: of the flags only NEWNS is set, which gives no access to memory or files of others.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private)?;
+    Ok(())
+}
+
+/// Mounts the root file system at `<place>/merged`. Needs a mount namespace that was left by [`leave_mounts`], and
+/// changes the working directory to `place`.
+pub(crate) fn assemble(place: &Path, layers: &[PathBuf], ids: impl AsFd, first_id: u32) -> Result<(), String> {
+    mount(
+        "tmpfs",
+        place,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(c"mode=0711,size=0,nr_inodes=0"),
+    )
+    .map_err(|e| describe("mount a tmpfs")(e.into()))?;
+    std::env::set_current_dir(place).map_err(describe("enter the tmpfs"))?;
+
+    let mut lower = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let point = format!("l{index}");
+        shifted(layer, &ids, &point).map_err(|error| format!("cannot mount the layer {}: {error}", layer.display()))?;
+        lower.push(point);
+    }
+    lower.reverse();
+
+    let directory = |name: &str, mode: u32| -> Result<(), String> {
+        let made = fs::DirBuilder::new().mode(mode).create(name);
+        made.and_then(|()| chown(name, Some(first_id), Some(first_id)))
+            .map_err(describe("make a directory"))
+    };
+    directory("upper", 0o755)?;
+    directory("work", 0o700)?;
+    directory(MERGED, 0o755)?;
+    let options = format!(
+        "lowerdir={},upperdir=upper,workdir=work,xino=off,volatile",
+        lower.join(":")
+    );
+    let options = std::ffi::CString::new(options).expect("no zero byte in it");
+    mount(
+        "overlay",
+        MERGED,
+        "overlay",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        Some(options.as_c_str()),
+    )
+    .map_err(|e| describe("mount the overlay")(e.into()))?;
+    furnish(first_id).map_err(describe("write /etc and /tmp of the instance"))
+}
+
+/// Mounts `layer` at `point`, read-only, its ids shifted by the mapping of the user namespace `ids`.
+fn shifted(layer: &Path, ids: impl AsFd, point: &str) -> io::Result<()> {
+    fs::create_dir(point)?;
+    let tree = open_tree(
+        rustix::fs::CWD,
+        layer,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(ids.as_fd().as_raw_fd()).expect("a file number is not negative"),
+    };
+    // SAFETY: the path is an empty string that lives as long as the call, and the attributes have the size given.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    move_mount(
+        &tree,
+        "",
+        rustix::fs::CWD,
+        point,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
+    Ok(())
+}
+
+/// Puts what every instance has into its root: `/tmp` for everybody, and the network's files in `/etc`. Paths are
+/// resolved as the instance would, so that no link of an image leads out.
+fn furnish(first_id: u32) -> io::Result<()> {
+    let root = rustix::fs::open(
+        MERGED,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    if let Some(tmp) = directory_in(&root, "tmp", first_id)? {
+        rustix::fs::fchmod(&tmp, Mode::from_raw_mode(0o1777))?;
+    }
+    let Some(etc) = directory_in(&root, "etc", first_id)? else {
+        return Ok(());
+    };
+    let address = crate::network::ADDRESS;
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{address} {HOST_NAME}\n");
+    let files = [
+        ("hosts", hosts.as_str()),
+        ("hostname", "localhost\n"),
+        (
+            "resolv.conf",
+            "# This instance has no network beyond its own loopback.\n",
+        ),
+    ];
+    for (name, text) in files {
+        match rustix::fs::unlinkat(&etc, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // A directory of that name is the image's own affair.
+            Err(_) => continue,
+        }
+        let file = rustix::fs::openat(
+            &etc,
+            name,
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::from_raw_mode(0o644),
+        )?;
+        give(&file, first_id)?;
+        fs::File::from(file).write_all(text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The directory `name` of the image's root, made when there is none. None: something else has the name.
+fn directory_in(root: &OwnedFd, name: &str, first_id: u32) -> io::Result<Option<OwnedFd>> {
+    let open = || {
+        rustix::fs::openat2(
+            root,
+            name,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    };
+    match open() {
+        Ok(directory) => return Ok(Some(directory)),
+        Err(Errno::NOENT) => {}
+        Err(Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::mkdirat(root, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) => {}
+        // A link to nowhere.
+        Err(Errno::EXIST) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    }
+    let directory = open()?;
+    give(&directory, first_id)?;
+    Ok(Some(directory))
+}
+
+fn give(file: &OwnedFd, first_id: u32) -> io::Result<()> {
+    rustix::fs::fchown(file, Some(Uid::from_raw(first_id)), Some(Gid::from_raw(first_id)))?;
+    Ok(())
+}
+
+/// A file descriptor of standard input that is at its end. Not `/dev/null`: the runtime gives the device's node to the
+/// instance's user, for the whole machine.
+pub(crate) fn empty_input() -> io::Result<OwnedFd> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    drop(write);
+    Ok(read)
+}
+
+/// Closes every file from the fourth on when the program is replaced.
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    // SAFETY: it only sets flags of this process's own files.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Replaces a file number of the calling process, for standard input, output and error.
+pub(crate) fn become_standard(file: &OwnedFd, number: i32) -> io::Result<()> {
+    // SAFETY: the number is one of 0, 1 and 2, which stay open for the life of the process.
+    let mut standard = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    rustix::io::dup2(file, &mut standard)?;
+    Ok(())
+}

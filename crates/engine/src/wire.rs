@@ -1,0 +1,109 @@
+//! What the server and its launcher tell each other: one message per packet, with open files beside it.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Longest message, bytes. The layers of an image are at most 127 paths.
+const LONGEST: usize = 128 << 10;
+/// Most open files beside one message.
+const MOST_FILES: usize = 3;
+
+/// From the server to the launcher.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// With the files that become standard input, output and error.
+    Start(Start),
+    /// Give up a start that has not been reported yet.
+    Abort { id: String },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Start {
+    pub(crate) id: String,
+    /// Lowest first.
+    pub(crate) layers: Vec<PathBuf>,
+    /// The user and group on the machine that is root inside.
+    pub(crate) first_id: u32,
+}
+
+/// From the launcher to the server.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// It takes orders.
+    Up,
+    /// With a pidfd of the first process and its network namespace. The process is released right after.
+    Created {
+        id: String,
+        pid: i32,
+    },
+    NotStarted {
+        id: String,
+        why: String,
+    },
+    Exited {
+        id: String,
+        end: End,
+    },
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum End {
+    Code(i32),
+    Signal(i32),
+}
+
+pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    if bytes.len() > LONGEST || files.len() > MOST_FILES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("message of {} bytes, at most {LONGEST}", bytes.len()),
+        ));
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !files.is_empty() {
+        beside.push(SendAncillaryMessage::ScmRights(files));
+    }
+    sendmsg(socket, &[IoSlice::new(&bytes)], &mut beside, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// None: the other side is gone.
+pub(crate) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut bytes = vec![0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut beside,
+        RecvFlags::CMSG_CLOEXEC,
+    );
+    let received = match received {
+        Ok(received) => received,
+        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let mut files = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            files.extend(received);
+        }
+    }
+    Ok(Some((serde_json::from_slice(&bytes[..received.bytes])?, files)))
+}

@@ -1,0 +1,347 @@
+//! An engine of its own for each test, an image with the guest program, and the questions that tests ask.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    num::NonZeroU16,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use homerun_engine::{Engine, FIRST_ID, Settings};
+use image::{Digest, Images, Reference};
+use model::{
+    CpuAllocation, EnvVar, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Probe, Region,
+    RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName,
+};
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+
+pub(crate) const PORT: u16 = 8080;
+/// Longer than anything takes on a loaded machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Lab {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) observed: watch::Receiver<Arc<Observed>>,
+    pub(crate) lines: mpsc::Receiver<LogLine>,
+    pub(crate) id8: String,
+    pub(crate) image: String,
+    _data: tempfile::TempDir,
+}
+
+/// What is left on the machine of an id: processes, groups, mounts, directories.
+pub(crate) fn leftovers(id8: &str) -> Vec<String> {
+    let name = format!("homerun-{id8}");
+    let mut found = Vec::new();
+    let run = Path::new("/run/homerun").join(id8);
+    if run.exists() {
+        found.push(run.display().to_string());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    found.extend(mounts.lines().filter(|m| m.contains(id8)).map(str::to_owned));
+    for line in mounts.lines() {
+        let (mount, kind) = line.split_once(" - ").expect("a mount has a type");
+        if kind.starts_with("cgroup") {
+            let point = mount.split(' ').nth(4).expect("a mount has a point");
+            let group = Path::new(point).join(&name);
+            if group.exists() {
+                found.push(group.display().to_string());
+            }
+        }
+    }
+    for process in fs::read_dir("/proc").expect("proc").flatten() {
+        let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        if groups.contains(&name) {
+            found.push(format!("{} in {name}", process.path().display()));
+        }
+    }
+    found
+}
+
+pub(crate) fn fresh_id8() -> String {
+    let nanos = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970")
+        .subsec_nanos();
+    format!("{:08x}", nanos ^ std::process::id().rotate_left(16))
+}
+
+/// The guest program, built once per target directory.
+fn guest() -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/main.rs");
+    let text = fs::read(&source).expect("the guest's source");
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let built = place.join(format!("guest-{}", &Digest::of(&text).hex()[..16]));
+    if !built.exists() {
+        let part = place.join(format!("guest-{}.part", std::process::id()));
+        let status = Command::new("rustc")
+            .args(["--edition=2024", "-Copt-level=1", "-Ctarget-feature=+crt-static", "-o"])
+            .arg(&part)
+            .arg(&source)
+            .status()
+            .expect("rustc runs");
+        assert!(status.success(), "the guest does not build");
+        fs::rename(&part, &built).expect("rename the guest");
+    }
+    built
+}
+
+/// Layers and configuration of an image, before it is stored.
+pub(crate) struct Recipe {
+    pub(crate) layers: Vec<Vec<u8>>,
+    pub(crate) config: serde_json::Value,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        let program = fs::read(guest()).expect("the guest");
+        let passwd = b"root:x:0:0::/:/bin/sh\napp:x:1000:1001::/home:/bin/sh\n";
+        let first: [(&str, &[u8], u32, u64); 2] = [("guest", &program, 0o755, 0), ("etc/passwd", passwd, 0o644, 0)];
+        let second: [(&str, &[u8], u32, u64); 1] = [("home/own", b"mine", 0o600, 1000)];
+        Self {
+            layers: vec![layer(&first), layer(&second)],
+            config: json!({"Entrypoint": ["/guest"], "Cmd": ["serve"], "Env": ["FROM=image", "PATH=/bin"]}),
+        }
+    }
+}
+
+pub(crate) fn layer(files: &[(&str, &[u8], u32, u64)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, content, mode, owner) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(*mode);
+        header.set_uid(*owner);
+        header.set_gid(*owner);
+        header.set_entry_type(tar::EntryType::Regular);
+        archive.append_data(&mut header, path, *content).expect("an entry");
+    }
+    archive.into_inner().expect("an archive")
+}
+
+impl Recipe {
+    pub(crate) async fn store(self, images: &Images) -> String {
+        let blob = async |bytes: Vec<u8>| {
+            let digest = Digest::of(&bytes);
+            let size = bytes.len();
+            images.put_blob(digest, Bytes::from(bytes)).await.expect("a blob");
+            (digest, size)
+        };
+        let mut layers = Vec::new();
+        let mut ids = Vec::new();
+        for bytes in self.layers {
+            let (digest, size) = blob(bytes).await;
+            ids.push(digest);
+            layers.push(json!({"mediaType": image::media_type::OCI_LAYER, "digest": digest, "size": size}));
+        }
+        let config = json!({
+            "architecture": image::machine_architecture(),
+            "os": "linux",
+            "config": self.config,
+            "rootfs": {"type": "layers", "diff_ids": ids},
+        });
+        let (digest, size) = blob(config.to_string().into_bytes()).await;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": image::media_type::OCI_MANIFEST,
+            "config": {"mediaType": image::media_type::OCI_CONFIG, "digest": digest, "size": size},
+            "layers": layers,
+        })
+        .to_string();
+        let reference: Reference = "example.com/lab/guest:latest".parse().expect("a reference");
+        images
+            .put_manifest(
+                reference.repository(),
+                &reference.version(),
+                image::media_type::OCI_MANIFEST,
+                manifest.as_bytes(),
+            )
+            .await
+            .expect("a manifest")
+            .to_string()
+    }
+}
+
+pub(crate) async fn open(data: &Path, id8: &str, log: mpsc::Sender<LogLine>) -> (Engine, Images) {
+    let images = Images::open(&data.join("images")).expect("an image store");
+    let settings = Settings {
+        data_dir: data.to_owned(),
+        id8: id8.to_owned(),
+        images: images.clone(),
+        log,
+        launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
+        runtime: "crun".into(),
+        first_id: FIRST_ID,
+    };
+    (Engine::open(settings).await.expect("an engine"), images)
+}
+
+impl Lab {
+    pub(crate) async fn open() -> Self {
+        Self::with(Recipe::default()).await
+    }
+
+    pub(crate) async fn with(recipe: Recipe) -> Self {
+        let data = tempfile::tempdir().expect("a directory");
+        let (log, lines) = mpsc::channel(1000);
+        let id8 = fresh_id8();
+        let (engine, images) = open(data.path(), &id8, log).await;
+        let image = recipe.store(&images).await;
+        Self {
+            observed: engine.observe(),
+            engine: Arc::new(engine),
+            lines,
+            id8,
+            image,
+            _data: data,
+        }
+    }
+
+    /// 1 CPU, 256 MiB, and a startup probe with 20 s of patience.
+    pub(crate) fn spec(&self, arguments: &[&str]) -> InstanceSpec {
+        spec(&self.image, arguments)
+    }
+
+    pub(crate) async fn start(&self, spec: InstanceSpec) -> InstanceId {
+        let id = spec.id.clone();
+        self.engine.start(spec).await.expect("accepted");
+        id
+    }
+
+    pub(crate) async fn until(&mut self, id: &InstanceId, right: impl Fn(&InstanceState) -> bool) -> Instance {
+        let mut observed = self.observed.clone();
+        let found = observed.wait_for(|observed| {
+            observed
+                .instances
+                .get(id)
+                .is_some_and(|instance| right(&instance.state))
+        });
+        let found = tokio::time::timeout(PATIENCE, found).await;
+        match found {
+            Ok(observed) => observed.expect("the engine lives").instances[id].clone(),
+            Err(_) => panic!("{id}: {:?}", self.observed.borrow().instances.get(id)),
+        }
+    }
+
+    /// Panics with the exit when it stops instead.
+    pub(crate) async fn ready(&mut self, spec: InstanceSpec) -> InstanceId {
+        let id = self.start(spec).await;
+        let seen = self
+            .until(&id, |state| {
+                matches!(state, InstanceState::Ready | InstanceState::Stopped(_))
+            })
+            .await;
+        assert_eq!(seen.state, InstanceState::Ready);
+        id
+    }
+
+    pub(crate) async fn exit(&mut self, id: &InstanceId) -> Exit {
+        let seen = self.until(id, |state| matches!(state, InstanceState::Stopped(_))).await;
+        match seen.state {
+            InstanceState::Stopped(exit) => exit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// One request by a thread of its own, as the ingress does it.
+    pub(crate) async fn get(&self, id: &InstanceId, path: &str) -> std::io::Result<String> {
+        let (engine, id, path) = (Arc::clone(&self.engine), id.clone(), path.to_owned());
+        tokio::task::spawn_blocking(move || request(engine.connect(&id)?, &path))
+            .await
+            .expect("no panic")
+    }
+
+    pub(crate) async fn text(&self, id: &InstanceId, path: &str) -> String {
+        self.get(id, path)
+            .await
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    pub(crate) async fn line(&mut self, right: impl Fn(&LogLine) -> bool) -> LogLine {
+        let search = async {
+            loop {
+                let line = self.lines.recv().await.expect("the log is open");
+                if right(&line) {
+                    return line;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, search).await.expect("the line in time")
+    }
+
+    /// Shuts down and proves that nothing is left.
+    pub(crate) async fn close(self) {
+        let engine = Arc::into_inner(self.engine).expect("nobody else uses the engine");
+        engine.shutdown(Duration::from_secs(2)).await;
+        assert_eq!(leftovers(&self.id8), [""; 0]);
+    }
+}
+
+pub(crate) fn request(socket: OwnedFd, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::from(socket);
+    // Waits for the connection too: a blocking write to a connecting socket does.
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((_, body)) => Ok(body.to_owned()),
+        None => Err(std::io::Error::other(format!("no answer: {answer:?}"))),
+    }
+}
+
+pub(crate) fn spec(image: &str, arguments: &[&str]) -> InstanceSpec {
+    let chance = Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
+    let unique = {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    };
+    let mut id = [0; 12];
+    id[..8].copy_from_slice(&chance.to_be_bytes());
+    id[8..].copy_from_slice(&unique.to_be_bytes());
+    InstanceSpec {
+        id: InstanceId::new(id),
+        of: RevisionKey {
+            service: ServiceKey {
+                region: Region::parse("us-central1").expect("a region"),
+                name: ServiceName::parse("guest").expect("a name"),
+            },
+            name: RevisionName::parse("guest-00001-abc").expect("a name"),
+        },
+        image: image.to_owned(),
+        command: Vec::new(),
+        args: arguments.iter().map(|word| (*word).to_owned()).collect(),
+        working_dir: None,
+        env: vec![EnvVar {
+            name: "PORT".to_owned(),
+            value: PORT.to_string(),
+        }],
+        port: PORT,
+        cpu_millis: 1000,
+        memory_bytes: 256 << 20,
+        startup_cpu_boost: false,
+        cpu_allocation: CpuAllocation::Instance,
+        startup_probe: Probe {
+            initial_delay: 0,
+            period: 20,
+            timeout: 1,
+            failures: 1,
+            port: NonZeroU16::new(PORT).expect("not zero"),
+        },
+        sandbox: Sandbox::Gen2,
+    }
+}
+
+pub(crate) fn words(text: &str) -> BTreeSet<&str> {
+    text.split_whitespace().collect()
+}

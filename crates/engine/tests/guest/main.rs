@@ -1,0 +1,203 @@
+//! A program for the inside of test instances. Built by the tests with plain rustc, static, without any crate.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpListener,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    process::Command,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+unsafe extern "C" {
+    fn syscall(number: i64, ...) -> i64;
+    fn signal(number: i32, handler: usize) -> usize;
+    fn _exit(code: i32) -> !;
+}
+
+static COUNT: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn say_bye(_: i32) {
+    // Both are safe inside a signal handler.
+    unsafe {
+        syscall(1, 1_i64, b"bye\n".as_ptr(), 4_i64);
+        _exit(0)
+    }
+}
+
+extern "C" fn nothing(_: i32) {}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["exit", code] => {
+            println!("to stdout");
+            eprintln!("to stderr");
+            std::process::exit(code.parse().unwrap())
+        }
+        ["abort"] => std::process::abort(),
+        ["sleep"] => loop {
+            thread::sleep(Duration::from_secs(3600));
+        },
+        ["eat", mebibytes] => eat(mebibytes.parse().unwrap()),
+        ["loopback"] => serve(TcpListener::bind(("127.0.0.1", port())).unwrap()),
+        ["late", millis] => {
+            thread::sleep(Duration::from_millis(millis.parse().unwrap()));
+            serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
+        }
+        ["polite"] => {
+            unsafe { signal(15, say_bye as *const () as usize) };
+            serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
+        }
+        ["stubborn"] => {
+            unsafe { signal(15, nothing as *const () as usize) };
+            serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
+        }
+        ["long", bytes] => {
+            println!("{}", "x".repeat(bytes.parse().unwrap()));
+            print!("no line end");
+            std::io::stdout().flush().unwrap();
+            serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
+        }
+        _ => serve(TcpListener::bind(("0.0.0.0", port())).unwrap()),
+    }
+}
+
+fn port() -> u16 {
+    std::env::var("PORT").unwrap().parse().unwrap()
+}
+
+fn eat(mebibytes: usize) {
+    let mut all = Vec::new();
+    for _ in 0..mebibytes {
+        all.push(vec![1_u8; 1 << 20]);
+    }
+    println!("ate {}", all.len());
+}
+
+fn serve(listener: TcpListener) {
+    thread::spawn(|| loop {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(1));
+    });
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        thread::spawn(move || {
+            let mut head = Vec::new();
+            let mut byte = [0; 1024];
+            while !head.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut byte) {
+                    Ok(0) | Err(_) => return,
+                    Ok(length) => head.extend(&byte[..length]),
+                }
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            let path = head.split(' ').nth(1).unwrap_or("/").to_owned();
+            let body = answer(&path);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        });
+    }
+}
+
+/// `/word/rest`
+fn answer(path: &str) -> String {
+    let (word, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let at = format!("/{rest}");
+    let shown = |result: std::io::Result<String>| result.unwrap_or_else(|e| format!("error: {e}"));
+    match word {
+        "read" => shown(fs::read(at).map(|b| String::from_utf8_lossy(&b).into_owned())),
+        "list" => shown(fs::read_dir(at).map(|all| {
+            let mut names: Vec<_> = all.flatten().map(|e| e.file_name().into_string().unwrap()).collect();
+            names.sort();
+            names.join(" ")
+        })),
+        "link" => shown(fs::read_link(at).map(|to| to.to_string_lossy().into_owned())),
+        "stat" => shown(fs::symlink_metadata(at).map(|m| {
+            format!("{:o} {} {} {}", m.mode(), m.uid(), m.gid(), m.rdev())
+        })),
+        "write" => shown(fs::write(at, b"written").map(|()| "ok".to_owned())),
+        "fill" => {
+            // /fill/MiB/path: writes so much into a file
+            let (mebibytes, path) = rest.split_once('/').unwrap();
+            shown((|| {
+                let mut file = fs::File::create(format!("/{path}"))?;
+                for _ in 0..mebibytes.parse::<u32>().unwrap() {
+                    file.write_all(&[1; 1 << 20])?;
+                }
+                Ok("ok".to_owned())
+            })())
+        }
+        "env" => {
+            let all = std::env::vars_os().map(|(k, v)| {
+                let (k, v) = (k.as_bytes().to_vec(), v.as_bytes().to_vec());
+                format!("{}={}", String::from_utf8_lossy(&k), String::from_utf8_lossy(&v))
+            });
+            all.collect::<Vec<_>>().join("\n")
+        }
+        "count" => COUNT.load(Ordering::Relaxed).to_string(),
+        "say" => {
+            println!("{rest}");
+            "said".to_owned()
+        }
+        "spin" => {
+            // Milliseconds of wall time; returns those of CPU time.
+            let until = Instant::now() + Duration::from_millis(rest.parse().unwrap());
+            let begin = cpu_millis();
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+            (cpu_millis() - begin).to_string()
+        }
+        "child" => {
+            // Words for a child of this program; how it ended.
+            let words = rest.split('/');
+            let child = Command::new("/proc/self/exe").args(words).status();
+            shown(child.map(|status| status.to_string()))
+        }
+        "threads" => {
+            let mut running = Vec::new();
+            let most: usize = rest.parse().unwrap();
+            for _ in 0..most {
+                let thread = thread::Builder::new()
+                    .stack_size(16 << 10)
+                    .spawn(|| thread::sleep(Duration::from_millis(500)));
+                match thread {
+                    Ok(thread) => running.push(thread),
+                    Err(_) => break,
+                }
+            }
+            let count = running.len();
+            for thread in running {
+                let _ = thread.join();
+            }
+            count.to_string()
+        }
+        "call" => {
+            // A system call with one argument, by numbers: 0, or the error's number.
+            let (number, argument) = rest.split_once('/').unwrap_or((rest, "0"));
+            let (number, argument) = (number.parse::<i64>().unwrap(), argument.parse::<i64>().unwrap());
+            let done = unsafe { syscall(number, argument, 0_i64, 0_i64, 0_i64, 0_i64) };
+            if done < 0 {
+                std::io::Error::last_os_error().raw_os_error().unwrap().to_string()
+            } else {
+                "0".to_owned()
+            }
+        }
+        "bind" => shown(TcpListener::bind(("0.0.0.0", rest.parse().unwrap())).map(|_| "ok".to_owned())),
+        "die" => std::process::exit(rest.parse().unwrap()),
+        _ => "ok".to_owned(),
+    }
+}
+
+fn cpu_millis() -> u64 {
+    let text = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let nanos: u64 = text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    nanos / 1_000_000
+}
