@@ -363,6 +363,8 @@ fn exchange(
     }
     let failed = |source: ureq::http::Error| broken(api, ureq::Error::Http(source));
     let sent = match content {
+        // without a length a POST would be sent in chunks, and a GET takes no body at all
+        Content::None if *method == Method::POST => agent.run(request.body("").map_err(failed)?),
         Content::None => agent.run(request.body(()).map_err(failed)?),
         Content::Json(value) => {
             request = request.header("content-type", "application/json");

@@ -331,7 +331,6 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
             .ask(&question)
             .map(|answer| ["y", "yes"].contains(&answer.as_str()));
     }
-    let follows = new || traffic::follows_latest(&traffic::read(&service["spec"]["traffic"]));
     let occasion = Occasion {
         new,
         deploy: true,
@@ -348,7 +347,7 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
         outside.err_ink().bold(server.region()),
     ));
     let mut keys = vec![CONFIGURATIONS];
-    if follows {
+    if traffic::follows_latest(&traffic::read(&service["spec"]["traffic"])) {
         keys.push(ROUTES);
     }
     if public.is_some() {
