@@ -7,30 +7,17 @@ use std::path::PathBuf;
 use std::process::Command;
 
 fn main() {
-    let var = |name: &str| {
-        env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name} for build scripts"))
-    };
+    let var = |name: &str| env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name} for build scripts"));
     let source = PathBuf::from(var("CARGO_MANIFEST_DIR")).join("../../images/hello/src/main.rs");
     let program = PathBuf::from(var("OUT_DIR")).join("hello");
     println!("cargo::rerun-if-changed={}", source.display());
     println!("cargo::rerun-if-changed=build.rs");
 
-    let mut remapped = source
-        .parent()
-        .expect("a file has a directory")
-        .as_os_str()
-        .to_owned();
+    let mut remapped = source.parent().expect("a file has a directory").as_os_str().to_owned();
     remapped.push("=hello");
     let mut command = Command::new(var("RUSTC"));
     command
-        .args([
-            "--crate-name",
-            "hello",
-            "--crate-type",
-            "bin",
-            "--edition",
-            "2024",
-        ])
+        .args(["--crate-name", "hello", "--crate-type", "bin", "--edition", "2024"])
         // Static: the image holds nothing to link with. Without unwinding and symbols it is a third of the size.
         .args([
             "-C",
@@ -41,14 +28,7 @@ fn main() {
             "strip=symbols",
         ])
         // Always optimised and in one piece, whatever the profile: the same program gives the same image digest.
-        .args([
-            "-C",
-            "opt-level=3",
-            "-C",
-            "codegen-units=1",
-            "-C",
-            "metadata=hello",
-        ])
+        .args(["-C", "opt-level=3", "-C", "codegen-units=1", "-C", "metadata=hello"])
         // Nor does it tell where it was built.
         .arg("--remap-path-prefix")
         .arg(remapped)

@@ -1,0 +1,256 @@
+//! What `homerun up` is told: flags beat `HOMERUN_*` variables, these beat the file, the file beats the defaults.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use model::{ProjectId, Region, Scheme};
+use serde::Deserialize;
+
+/// Read when it is there and no other file is named.
+const FILE: &str = "/etc/homerun/homerun.toml";
+
+/// Everything that can be said by flag or variable.
+#[derive(Debug, Args)]
+pub(crate) struct Flags {
+    /// Where everything durable is kept [default: /var/lib/homerun, without root $XDG_DATA_HOME/homerun]
+    #[arg(long, env = "HOMERUN_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the API listens: gcloud's proxy, the CLI, the registry [default: 127.0.0.1:8787]
+    #[arg(long, env = "HOMERUN_API", value_name = "ADDRESS")]
+    api: Option<SocketAddr>,
+    /// Where services answer plain HTTP [default: 127.0.0.1:8081]
+    #[arg(long, env = "HOMERUN_HTTP", value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    /// Where services answer HTTPS [default: 127.0.0.1:8443]
+    #[arg(long, env = "HOMERUN_HTTPS", value_name = "ADDRESS")]
+    https: Option<SocketAddr>,
+    /// How long an instance without a request is kept, such as 90s or 15m [default: 15m]
+    #[arg(long, env = "HOMERUN_IDLE_RETENTION", value_name = "TIME", value_parser = duration)]
+    idle_retention: Option<Duration>,
+    /// Below which services have their hosts [default: a.run.localhost]
+    #[arg(long, env = "HOMERUN_DOMAIN", value_name = "DOMAIN", value_parser = domain)]
+    domain: Option<String>,
+    /// The project's id [default: my-project]
+    #[arg(long, env = "HOMERUN_PROJECT", value_name = "ID")]
+    project: Option<ProjectId>,
+    /// The region of calls that name none [default: us-central1]
+    #[arg(long, env = "HOMERUN_REGION", value_name = "REGION")]
+    region: Option<Region>,
+    /// Of the URLs that services are told to have: https, or http for quick trials [default: https]
+    #[arg(long, env = "HOMERUN_URL_SCHEME", value_name = "SCHEME", value_parser = scheme)]
+    url_scheme: Option<Scheme>,
+    /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
+    #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// The file's keys are the flags' names.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    data_dir: Option<PathBuf>,
+    api: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+    idle_retention: Option<String>,
+    domain: Option<String>,
+    project: Option<ProjectId>,
+    region: Option<Region>,
+    url_scheme: Option<String>,
+}
+
+/// What is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) api: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
+    pub(crate) idle_retention: Duration,
+    pub(crate) domain: String,
+    pub(crate) project: ProjectId,
+    pub(crate) region: Region,
+    pub(crate) url_scheme: Scheme,
+}
+
+impl Config {
+    /// Reads the file, touches nothing else.
+    pub(crate) fn of(flags: Flags, is_root: bool) -> anyhow::Result<Self> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None if Path::new(FILE).exists() => read(Path::new(FILE))?,
+            None => File::default(),
+        };
+        let told = |key: &'static str| move |why: String| anyhow::anyhow!("{key}: {why}");
+        let file_retention = file
+            .idle_retention
+            .as_deref()
+            .map(duration)
+            .transpose()
+            .map_err(told("idle-retention"))?;
+        let file_domain = file.domain.as_deref().map(domain).transpose().map_err(told("domain"))?;
+        let file_scheme = file
+            .url_scheme
+            .as_deref()
+            .map(scheme)
+            .transpose()
+            .map_err(told("url-scheme"))?;
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Ok(Self {
+            data_dir: match flags.data_dir.or(file.data_dir) {
+                Some(dir) => std::path::absolute(dir)?,
+                None => default_data_dir(is_root)?,
+            },
+            api: flags.api.or(file.api).unwrap_or(loopback(8787)),
+            http: flags.http.or(file.http).unwrap_or(loopback(8081)),
+            https: flags.https.or(file.https).unwrap_or(loopback(8443)),
+            idle_retention: flags
+                .idle_retention
+                .or(file_retention)
+                .unwrap_or(Duration::from_mins(15)),
+            domain: flags
+                .domain
+                .or(file_domain)
+                .unwrap_or_else(|| "a.run.localhost".to_owned()),
+            project: match flags.project.or(file.project) {
+                Some(project) => project,
+                None => ProjectId::parse("my-project")?,
+            },
+            region: match flags.region.or(file.region) {
+                Some(region) => region,
+                None => Region::parse("us-central1")?,
+            },
+            url_scheme: flags.url_scheme.or(file_scheme).unwrap_or(Scheme::Https),
+        })
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<File> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))
+}
+
+fn default_data_dir(is_root: bool) -> anyhow::Result<PathBuf> {
+    if is_root {
+        return Ok(PathBuf::from("/var/lib/homerun"));
+    }
+    let var = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    match var("XDG_DATA_HOME").or_else(|| Some(var("HOME")?.join(".local/share"))) {
+        Some(share) => Ok(share.join("homerun")),
+        None => bail!("no place for data: set --data-dir, since neither XDG_DATA_HOME nor HOME is set"),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is not a time, such as 90s, 15m or 1h");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let millis = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+fn scheme(text: &str) -> Result<Scheme, String> {
+    match text {
+        "http" => Ok(Scheme::Http),
+        "https" => Ok(Scheme::Https),
+        _ => Err(format!("\"{text}\" is neither http nor https")),
+    }
+}
+
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    if text.len() <= 180 && text.contains('.') && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "\"{text}\" is not a domain in lower case with at least two labels"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn of(words: &[&str]) -> anyhow::Result<Config> {
+        let line = Line::try_parse_from(std::iter::once(&"up").chain(words))?;
+        Config::of(line.flags, true)
+    }
+
+    #[test]
+    fn flags_beat_the_file_and_the_file_beats_defaults() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("homerun.toml");
+        std::fs::write(
+            &file,
+            "http = \"127.0.0.1:9000\"\nidle-retention = \"5s\"\nproject = \"file-project\"\n",
+        )
+        .expect("written");
+        let path = file.to_str().expect("text");
+        let config = of(&["--config", path, "--idle-retention", "3s"]).expect("a configuration");
+        assert_eq!(config.http.port(), 9000);
+        assert_eq!(config.idle_retention, Duration::from_secs(3));
+        assert_eq!(config.project.as_str(), "file-project");
+        assert_eq!(config.https.port(), 8443);
+        std::fs::write(&file, "htp = \"127.0.0.1:9000\"\n").expect("written");
+        let error = format!("{:#}", of(&["--config", path]).expect_err("unknown key"));
+        assert!(error.contains("htp"), "{error}");
+        std::fs::write(&file, "domain = \"UPPER\"\n").expect("written");
+        let error = format!("{:#}", of(&["--config", path]).expect_err("a wrong domain"));
+        assert!(error.contains("domain") && error.contains("UPPER"), "{error}");
+    }
+
+    #[test]
+    fn times() {
+        for (text, seconds) in [("90s", 90), ("15m", 900), ("1h", 3600), ("7", 7)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "s", "1d", "-1s", "99999999999999999999h", "18446744073709551615h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn wrong_words_are_refused_before_anything_is_touched() {
+        for words in [
+            ["--api", "localhost"],
+            ["--domain", "x"],
+            ["--project", "P"],
+            ["--url-scheme", "ftp"],
+            ["--idle-retention", "soon"],
+        ] {
+            assert!(of(&words).is_err(), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `homerun up`: start-up, the lines it prints, signals, and the way down.
+
+use std::{
+    ffi::OsString,
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Args as _, Command, FromArgMatches as _};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    config::{Config, Flags},
+    wiring::Homerun,
+};
+
+/// How long requests under way may take to end after SIGTERM; instances then have their own 10 s.
+const DRAIN: Duration = Duration::from_secs(10);
+
+pub(crate) fn grammar() -> Command {
+    Flags::augment_args(Command::new("up").about("Run Homerun in the foreground: API, ingress and instances"))
+}
+
+pub(crate) fn main(words: &[OsString]) -> ExitCode {
+    let matches = match grammar().try_get_matches_from(words) {
+        Ok(matches) => matches,
+        Err(error) => error.exit(),
+    };
+    let flags = match Flags::from_arg_matches(&matches) {
+        Ok(flags) => flags,
+        Err(error) => error.exit(),
+    };
+    let is_root = rustix::process::geteuid().is_root();
+    let config = match Config::of(flags, is_root) {
+        Ok(config) => config,
+        Err(error) => {
+            crate::complain("up", &format!("{error:#}"));
+            return ExitCode::from(2);
+        }
+    };
+    if !is_root {
+        crate::complain(
+            "up",
+            "running containers needs root (namespaces, mounts, cgroups): use sudo homerun up",
+        );
+        return ExitCode::FAILURE;
+    }
+    log_to_stderr();
+    crate::exit("up", run(config))
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HOMERUN_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    let lacking = engine::doctor();
+    if !lacking.is_empty() {
+        let lines: Vec<String> = lacking
+            .iter()
+            .map(|finding| format!("{}; mend it with: {}", finding.problem, finding.remedy))
+            .collect();
+        bail!("this machine cannot run containers yet:\n  {}", lines.join("\n  "));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("homerun")
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    runtime.block_on(async {
+        // Before anything is opened, so that a signal during start-up is not lost.
+        let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+        let homerun = Homerun::start(config).await?;
+        announce(&homerun)?;
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining");
+        tokio::select! {
+            () = homerun.stop(DRAIN) => {}
+            // A second signal: the engine's launcher ends the instances when we are gone.
+            _ = term.recv() => bail!("stopped at the second signal, before the drain was done"),
+            _ = interrupt.recv() => bail!("stopped at the second signal, before the drain was done"),
+        }
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+/// The lines that tell where everything is. Scripts read them; `ready` is the last.
+fn announce(homerun: &Homerun) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "api      http://{}", homerun.api)?;
+    writeln!(out, "ingress  http://{}", homerun.http)?;
+    writeln!(out, "ingress  https://{}", homerun.https)?;
+    writeln!(out, "data     {}", homerun.data_dir.display())?;
+    writeln!(out, "ready")?;
+    out.flush()?;
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! Joins the crates: makes the channels, hands each its ends, and takes them down in order.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use capacity::Endpoints;
+use engine::Engine;
+use image::Images;
+use ingress::{Ingress, listen};
+use model::{Entry, InstanceId, LogLine, RequestRecord, RouteTable, Site};
+use socket2::{Domain, Socket, Type};
+use store::{Journal, Store};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::config::Config;
+
+/// Lines of output that may wait for the journal.
+const LOG_LINES: usize = 4096;
+/// How long an instance may take to end at shutdown (container contract).
+const GRACE: Duration = Duration::from_secs(10);
+const BACKLOG: i32 = 1024;
+
+/// The hello image's program, built by `build.rs`.
+static HELLO: &[u8] = include_bytes!(env!("HOMERUN_HELLO"));
+
+/// Everything that runs, to be taken down by [`Homerun::stop`].
+pub(crate) struct Homerun {
+    pub(crate) api: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    engine: Arc<Engine>,
+    journal: Journal,
+    listening: listen::Listening,
+    stop_door: oneshot::Sender<()>,
+    door: JoinHandle<door::Drained>,
+    stop_control: oneshot::Sender<()>,
+    control: JoinHandle<()>,
+    /// Following routes and endpoints, and writing down lines: end by themselves when their senders are gone.
+    followers: Vec<JoinHandle<()>>,
+}
+
+impl Homerun {
+    pub(crate) async fn start(config: Config) -> anyhow::Result<Self> {
+        let data_dir = open_data_dir(&config.data_dir)?;
+        // The store's lock is the data directory's: nothing else is touched by a second start.
+        let store = Store::open(&data_dir)?;
+        let journal = Journal::open(&data_dir.join("log"))?;
+        let keys = Arc::new(identity::Keys::open(
+            &data_dir.join("identity"),
+            config.project.as_str(),
+        )?);
+        let authority = Arc::new(door::Authority::open(&data_dir.join("ca"), crate::seconds())?);
+        let images = Images::open(&data_dir.join("images"))?;
+        image::hello::install(&images, HELLO)
+            .await
+            .context("cannot store the hello image")?;
+
+        let api_listener = bind_alone(config.api)?;
+        let api = api_listener.local_addr()?;
+
+        let (lines, log) = mpsc::channel(LOG_LINES);
+        let engine = Engine::open(engine::Settings {
+            data_dir: data_dir.clone(),
+            id8: id8(&data_dir),
+            images: images.clone(),
+            log: lines,
+            launcher: std::env::current_exe().context("cannot find this program's own file")?,
+            runtime: PathBuf::from("crun"),
+            first_id: engine::FIRST_ID,
+        })
+        .await?;
+        let engine = Arc::new(engine);
+
+        let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
+        let (endpoints, endpoints_seen) = watch::channel(Arc::new(Endpoints::default()));
+        let wake = Arc::new(Notify::new());
+        let ingress = Ingress::new(ingress::Inputs {
+            routes: routes_seen,
+            endpoints: endpoints_seen,
+            instances: instances(&engine),
+            invokers: invokers(&keys),
+            record: {
+                let journal = journal.clone();
+                Box::new(move |record: RequestRecord| journal.write(Entry::Request(Box::new(record))))
+            },
+            wake: {
+                let wake = wake.clone();
+                Box::new(move || wake.notify_one())
+            },
+            now: crate::now,
+            seed: u64::try_from(crate::chance() & u128::from(u64::MAX)).expect("masked to 64 bits"),
+        });
+
+        let domain = config.domain.clone();
+        let side: door::SideOf = Arc::new(move |host: &str| {
+            let below = host
+                .strip_suffix(domain.as_str())
+                .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'));
+            below.then_some(door::Side::Ingress)
+        });
+        let tls = authority.server_config(side.clone(), crate::seconds, &[b"h2", b"http/1.1"]);
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let ports = listen::Ports {
+            http: Some(config.http),
+            https: Some((config.https, tls)),
+        };
+        let listening = listen::open(&ingress, ports, listen::Limits::default(), cores)?;
+        let http = listening.http().expect("asked for");
+        let https = listening.https().expect("asked for");
+
+        let site = Site {
+            project: config.project,
+            region: config.region,
+            domain: config.domain,
+            scheme: config.url_scheme,
+            port: match config.url_scheme {
+                model::Scheme::Http => http.port(),
+                model::Scheme::Https => https.port(),
+            },
+        };
+        let surface = Arc::new(api::Surface {
+            store: store.clone(),
+            images: images.clone(),
+            keys,
+            site: site.clone(),
+            now: crate::now,
+            journal: {
+                let journal = journal.clone();
+                Box::new(move |entry| journal.write(entry))
+            },
+            about: api::About {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                data_dir: data_dir.clone(),
+                api,
+                http,
+                https,
+            },
+        });
+        let (stop_door, door_stopped) = oneshot::channel();
+        let door = tokio::spawn(door::serve(
+            tokio::net::TcpListener::from_std(api_listener)?,
+            Arc::new(door::Door {
+                authority,
+                clock: crate::seconds,
+                side,
+                api: answered_by_api(surface),
+                ingress: answered_by_ingress(ingress.clone()),
+                service_ports: door::ServicePorts {
+                    https: vec![443, https.port()],
+                    http: vec![80, http.port()],
+                },
+                limits: door::Limits::default(),
+            }),
+            async move { drop(door_stopped.await) },
+        ));
+
+        let (stop_control, control_stopped) = oneshot::channel();
+        let control = control::Control::new(control::Links {
+            store,
+            engine: engine.clone(),
+            images,
+            site,
+            idle_retention: config.idle_retention,
+            demand: {
+                let ingress = ingress.clone();
+                Box::new(move || ingress.demand())
+            },
+            wake,
+            routes,
+            endpoints,
+            now: crate::now,
+            chance: crate::chance,
+        });
+        let control = tokio::spawn(control.run(async move { drop(control_stopped.await) }));
+        let followers = vec![
+            tokio::spawn(async move { ingress.follow().await }),
+            tokio::spawn(write_lines(log, journal.clone())),
+        ];
+        Ok(Self {
+            api,
+            http,
+            https,
+            data_dir,
+            engine,
+            journal,
+            listening,
+            stop_door,
+            door,
+            stop_control,
+            control,
+            followers,
+        })
+    }
+
+    /// No new connections; requests under way end within `limit`; then control, the instances, and what is left.
+    pub(crate) async fn stop(self, limit: Duration) {
+        drop(self.stop_door);
+        let (cut, drained) = tokio::join!(self.listening.drain(limit), self.door);
+        let cut = cut + drained.map_or(0, |drained| drained.cut);
+        if cut > 0 {
+            tracing::warn!(connections = cut, "cut off at the deadline");
+        }
+        drop(self.stop_control);
+        if let Err(error) = self.control.await {
+            tracing::error!(%error, "control broke off");
+        }
+        let [following, lines] = <[_; 2]>::try_from(self.followers).expect("two are made");
+        drop(following.await);
+        // The ingress is gone with its threads and its follower, and with it every other hold on the engine.
+        match Arc::into_inner(self.engine) {
+            Some(engine) => engine.shutdown(GRACE).await,
+            None => tracing::error!("something still holds the engine; its launcher ends the instances"),
+        }
+        drop(lines.await);
+        let dropped = self.journal.dropped();
+        if dropped > 0 {
+            tracing::warn!(entries = dropped, "the journal could not keep up and left out entries");
+        }
+    }
+}
+
+/// Made if missing, and its real path: everything shared on the machine is named after it.
+fn open_data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(dir)
+        .and_then(|()| dir.canonicalize())
+        .with_context(|| format!("cannot use the data directory {}", dir.display()))
+}
+
+/// 8 hex digits of the data directory's path (FNV-1a): part of every name that the machine shares.
+fn id8(data_dir: &Path) -> String {
+    let hash = data_dir
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+    format!("{hash:08x}")
+}
+
+/// A listener on a port that nobody else has.
+fn bind_alone(addr: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
+    let listener = || -> std::io::Result<std::net::TcpListener> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    listener().with_context(|| format!("cannot listen on {addr} (--api)"))
+}
+
+fn instances(engine: &Arc<Engine>) -> ingress::Instances {
+    let (connect, activity, fate) = (engine.clone(), engine.clone(), engine.clone());
+    ingress::Instances {
+        connect: Box::new(move |id: &InstanceId| connect.connect(id)),
+        activity: Box::new(move |id, edge| activity.activity(id, edge)),
+        fate: Box::new(move |id| fate.fate(id)),
+    }
+}
+
+/// Identity tokens are good for the service's own URLs and, as on Cloud Run, for gcloud's client id.
+fn invokers(keys: &Arc<identity::Keys>) -> ingress::Invokers {
+    let owner = keys.owner().caller().email.clone();
+    let keys = keys.clone();
+    ingress::Invokers {
+        check: Box::new(move |token, urls| {
+            let accepted = |audience: &str| {
+                audience == identity::GCLOUD_AUDIENCE || urls.iter().any(|url| url == audience.trim_end_matches('/'))
+            };
+            keys.issuer()
+                .check_identity(token, accepted, crate::seconds())
+                .map(|caller| caller.email)
+                .map_err(|error| error.to_string())
+        }),
+        owner,
+    }
+}
+
+fn answered_by_api(surface: Arc<api::Surface>) -> door::Answer {
+    Arc::new(move |arrival, request| {
+        let surface = surface.clone();
+        Box::pin(async move { api::answer(&surface, &arrival.host, request).await })
+    })
+}
+
+fn answered_by_ingress(ingress: Arc<Ingress>) -> door::Answer {
+    Arc::new(move |arrival, request| {
+        let ingress = ingress.clone();
+        let scheme = if arrival.secure {
+            model::Scheme::Https
+        } else {
+            model::Scheme::Http
+        };
+        let arrival = ingress::Arrival::new(arrival.peer.ip(), scheme);
+        Box::pin(async move { ingress.serve(&arrival, request).await })
+    })
+}
+
+async fn write_lines(mut lines: mpsc::Receiver<LogLine>, journal: Journal) {
+    while let Some(line) = lines.recv().await {
+        journal.write(Entry::Line(line));
+    }
+}
