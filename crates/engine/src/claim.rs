@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Seek as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -78,6 +78,15 @@ impl RunDir {
     }
 }
 
+/// How to take a directory that somebody else holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wait {
+    Not,
+    /// An owner that signed and lives is not waited for, one that only cleans up after a dead one is.
+    ForCleaner(Duration),
+    ForAnyone(Duration),
+}
+
 /// While it lives, nobody else owns the directory.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -86,10 +95,10 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Takes the directory, waiting for a dying owner at most `patience`. None: it has a live owner.
-    pub(crate) fn take(id8: &str, patience: Duration) -> io::Result<Option<Self>> {
+    /// Takes the directory. None: it is somebody else's.
+    pub(crate) fn take(id8: &str, wait: Wait) -> io::Result<Option<Self>> {
         let dir = RunDir::of(id8);
-        let deadline = Instant::now() + patience;
+        let begin = Instant::now();
         loop {
             fs::DirBuilder::new().recursive(true).mode(0o711).create(dir.path())?;
             let file = match OpenOptions::new()
@@ -113,7 +122,12 @@ impl Claim {
                     }
                 }
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {
-                    if Instant::now() >= deadline {
+                    let give_up = match wait {
+                        Wait::Not => true,
+                        Wait::ForCleaner(patience) => begin.elapsed() >= patience || has_live_owner(&dir),
+                        Wait::ForAnyone(patience) => begin.elapsed() >= patience,
+                    };
+                    if give_up {
                         return Ok(None);
                     }
                     std::thread::sleep(Duration::from_millis(5));
@@ -123,11 +137,17 @@ impl Claim {
         }
     }
 
-    /// Says who owns it, for people.
+    /// Says who owns it.
     pub(crate) fn sign(&mut self, data_dir: &Path) -> io::Result<()> {
-        self.file.set_len(0)?;
+        self.unsign()?;
         let own = std::process::id();
         writeln!(self.file, "{own} {}", data_dir.display())
+    }
+
+    /// Says that whoever signed it is dead.
+    pub(crate) fn unsign(&mut self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.rewind()
     }
 
     /// Removes the directory and gives it up.
@@ -137,4 +157,11 @@ impl Claim {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+fn has_live_owner(dir: &RunDir) -> bool {
+    let text = fs::read_to_string(dir.owner()).unwrap_or_default();
+    let pid = text.split(' ').next().and_then(|pid| pid.parse().ok());
+    pid.and_then(rustix::process::Pid::from_raw)
+        .is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }

@@ -28,7 +28,7 @@ use rustix::{
 
 use crate::{
     cgroup::{Groups, Layout},
-    claim::{Claim, RunDir},
+    claim::{Claim, RunDir, Wait},
     network, rootfs, sweep,
     wire::{self, End, Order, Report, Start},
 };
@@ -142,6 +142,7 @@ impl Launcher {
             }
             if asked && alive {
                 alive = match wire::receive(&self.socket) {
+                    Ok(Some((Order::Leave, _))) => return Ok(()),
                     Ok(Some((order, files))) => self.obey(order, files).is_ok(),
                     Ok(None) | Err(_) => false,
                 };
@@ -160,6 +161,7 @@ impl Launcher {
 
     fn obey(&mut self, order: Order, files: Vec<OwnedFd>) -> io::Result<()> {
         match order {
+            Order::Leave => Ok(()),
             Order::Start(start) => match self.create(&start, &files) {
                 Ok(pid) => {
                     self.creating.insert(pid, start.id);
@@ -316,9 +318,10 @@ impl Launcher {
     /// The server is gone: so is everything it had running.
     fn end_all(self) -> io::Result<()> {
         // A new server that is here already sweeps by itself, and us with it.
-        let Some(claim) = Claim::take(&self.duty.id8, Duration::from_millis(100))? else {
+        let Some(mut claim) = Claim::take(&self.duty.id8, Wait::ForAnyone(Duration::from_secs(2)))? else {
             return Ok(());
         };
+        claim.unsign()?;
         for pid in self.running.keys().chain(self.creating.keys()) {
             let _ = rustix::process::kill_process(*pid, Signal::KILL);
         }

@@ -57,7 +57,7 @@ use tokio::{
 
 use crate::{
     cgroup::{Freezer, Groups, Layout},
-    claim::{Claim, RunDir},
+    claim::{Claim, RunDir, Wait},
     cpu::{Cpu, Linger},
     ids::Ranges,
     launch::Link,
@@ -65,7 +65,7 @@ use crate::{
     life::{Entry, Event},
     network::{ADDRESS, Home},
     output::Log,
-    wire::Report,
+    wire::{Order, Report},
 };
 pub use crate::{
     doctor::{Finding, doctor},
@@ -181,7 +181,7 @@ impl Engine {
             let (id8, layout) = (settings.id8.clone(), layout.clone());
             let data_dir = settings.data_dir.clone();
             let claimed = tokio::task::spawn_blocking(move || -> io::Result<Option<Claim>> {
-                let Some(mut claim) = Claim::take(&id8, CLAIM_PATIENCE)? else {
+                let Some(mut claim) = Claim::take(&id8, Wait::ForCleaner(CLAIM_PATIENCE))? else {
                     return Ok(None);
                 };
                 sweep::sweep(&id8, &claim, &layout)?;
@@ -395,7 +395,10 @@ impl Engine {
         let mut lives = std::mem::take(self.lives.get_mut().expect("no panic while held"));
         while lives.join_next().await.is_some() {}
         let link = self.inner.link.borrow().clone();
-        if let Some(link) = link {
+        if let Some(link) = link
+            && link.order(&Order::Leave, &[]).await.is_err()
+        {
+            // It is gone already, or does not listen: without a socket it ends.
             link.close();
         }
         // The last one listens to the launcher and ends with it.

@@ -1,11 +1,11 @@
 //! Removing what a Homerun left that did not end in order: processes, control groups, the runtime's state. Mounts and
 //! namespaces need no sweep, they end with the processes that hold them.
 
-use std::{collections::BTreeSet, fs, io, path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use crate::{
     cgroup::{self, Layout},
-    claim::{Claim, RUN, is_id8},
+    claim::{Claim, RUN, Wait, is_id8},
 };
 
 /// Clears everything of the claimed Homerun but the claim itself.
@@ -39,7 +39,7 @@ pub fn sweep_dead() -> io::Result<Vec<String>> {
     }
     let mut swept = Vec::new();
     for id8 in known.into_iter().filter(|name| is_id8(name)) {
-        let Some(claim) = Claim::take(&id8, Duration::ZERO)? else {
+        let Some(claim) = Claim::take(&id8, Wait::Not)? else {
             continue;
         };
         if let Some(layout) = &layout {

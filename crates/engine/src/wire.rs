@@ -25,6 +25,8 @@ pub(crate) enum Order {
     Start(Start),
     /// Give up a start that has not been reported yet.
     Abort { id: String },
+    /// Go, and leave everything to the server.
+    Leave,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

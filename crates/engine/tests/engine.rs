@@ -1,7 +1,19 @@
 //! Real instances on this machine: needs root, crun and rustc. Every test has an engine of its own and proves at its
 //! end that nothing of it is left.
 
+#[path = "engine/cpu.rs"]
+mod cpu;
+#[path = "engine/death.rs"]
+mod death;
+#[path = "engine/ends.rs"]
+mod ends;
+#[path = "engine/inside.rs"]
+mod inside;
 #[path = "engine/lab.rs"]
 mod lab;
+#[path = "engine/limits.rs"]
+mod limits;
+#[path = "engine/output.rs"]
+mod output;
 #[path = "engine/serving.rs"]
 mod serving;

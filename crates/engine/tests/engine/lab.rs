@@ -58,7 +58,9 @@ pub(crate) fn leftovers(id8: &str) -> Vec<String> {
     }
     for process in fs::read_dir("/proc").expect("proc").flatten() {
         let groups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-        if groups.contains(&name) {
+        let status = fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        // A zombie is nothing but a number that its parent has not read yet.
+        if groups.contains(&name) && !status.contains("State:\tZ") {
             found.push(format!("{} in {name}", process.path().display()));
         }
     }
@@ -262,6 +264,12 @@ impl Lab {
         self.get(id, path)
             .await
             .unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// The same, as one that is served with a request.
+    pub(crate) async fn text_busy(&self, id: &InstanceId, path: &str) -> String {
+        self.engine.activity(id, model::Activity::Busy);
+        self.text(id, path).await
     }
 
     pub(crate) async fn line(&mut self, right: impl Fn(&LogLine) -> bool) -> LogLine {

@@ -1,6 +1,9 @@
 //! From start to answer, and to the end.
 
-use model::{ExitCause, InstanceState};
+use std::time::Duration;
+
+use homerun_engine::StartError;
+use model::{ExitCause, Fate, Sandbox};
 
 use crate::lab::Lab;
 
@@ -10,18 +13,66 @@ async fn an_instance_serves_and_stops() {
     let spec = lab.spec(&[]);
     let id = lab.ready(spec.clone()).await;
     assert_eq!(lab.text(&id, "/").await, "ok");
+    assert_eq!(lab.engine.fate(&id), Fate::Alive);
     // The same id once more is the same instance.
     lab.engine.start(spec).await.expect("accepted");
     assert_eq!(lab.observed.borrow().instances.len(), 1);
+    // An instance that lives is not forgotten.
+    lab.engine.forget(&id);
+    assert_eq!(lab.observed.borrow().instances.len(), 1);
 
-    lab.engine.stop(&id, std::time::Duration::ZERO).await.expect("known");
+    lab.engine.stop(&id, Duration::ZERO).await.expect("known");
     let exit = lab.exit(&id).await;
     assert_eq!(exit.cause, ExitCause::Stopped);
     assert!(exit.was_ready);
+    assert_eq!(lab.engine.fate(&id), Fate::Ended);
     assert!(lab.get(&id, "/").await.is_err());
     lab.engine.forget(&id);
     assert!(lab.observed.borrow().instances.is_empty());
-    assert!(lab.engine.stop(&id, std::time::Duration::ZERO).await.is_err());
+    assert!(lab.engine.stop(&id, Duration::ZERO).await.is_err());
     lab.close().await;
-    let _ = InstanceState::Starting;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_instances_start_at_once_and_each_has_its_own_network() {
+    let mut lab = Lab::open().await;
+    let before = lab.engine.room();
+    let mut ids = Vec::new();
+    for _ in 0..12 {
+        ids.push(lab.start(lab.spec(&[])).await);
+    }
+    for id in &ids {
+        lab.until(id, |state| *state == model::InstanceState::Ready).await;
+        assert_eq!(lab.text(id, "/write/only-here").await, "ok");
+    }
+    assert!(lab.engine.room().cpu_millis < before.cpu_millis);
+    for id in &ids {
+        assert_eq!(lab.text(id, "/read/only-here").await, "written");
+    }
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_before_the_start_is_through_ends_it() {
+    let mut lab = Lab::open().await;
+    let id = lab.start(lab.spec(&["late", "60000"])).await;
+    lab.engine.stop(&id, Duration::ZERO).await.expect("known");
+    assert_eq!(lab.exit(&id).await.cause, ExitCause::Stopped);
+
+    let id = lab.start(lab.spec(&["late", "60000"])).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    lab.engine.stop(&id, Duration::ZERO).await.expect("known");
+    assert_eq!(lab.exit(&id).await.cause, ExitCause::Stopped);
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gen1_is_refused() {
+    let lab = Lab::open().await;
+    let mut spec = lab.spec(&[]);
+    spec.sandbox = Sandbox::Gen1;
+    let id = spec.id.clone();
+    assert_eq!(lab.engine.start(spec).await, Err(StartError::Gen1 { id }));
+    assert!(lab.observed.borrow().instances.is_empty());
+    lab.close().await;
 }

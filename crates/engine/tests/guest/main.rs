@@ -38,7 +38,11 @@ fn main() {
             eprintln!("to stderr");
             std::process::exit(code.parse().unwrap())
         }
-        ["abort"] => std::process::abort(),
+        ["fault"] => {
+            // The one kind of signal that the first process of a namespace cannot ignore.
+            let nowhere: *mut u8 = std::hint::black_box(std::ptr::without_provenance_mut(8));
+            unsafe { nowhere.write_volatile(1) }
+        }
         ["sleep"] => loop {
             thread::sleep(Duration::from_secs(3600));
         },
@@ -197,7 +201,7 @@ fn answer(path: &str) -> String {
 }
 
 fn cpu_millis() -> u64 {
-    let text = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos: u64 = text.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
     nanos / 1_000_000
 }

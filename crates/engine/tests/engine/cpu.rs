@@ -1,0 +1,81 @@
+//! The CPU between requests.
+
+use std::time::Duration;
+
+use model::{Activity, CpuAllocation, ExitCause, InstanceId};
+
+use crate::lab::Lab;
+
+async fn count(lab: &Lab, id: &InstanceId) -> u64 {
+    lab.engine.activity(id, Activity::Busy);
+    let count = lab.text(id, "/count").await.parse().expect("a number");
+    lab.engine.activity(id, Activity::Idle);
+    count
+}
+
+async fn pause(millis: u64) {
+    tokio::time::sleep(Duration::from_millis(millis)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_instance_stands_still_and_a_busy_one_does_not() {
+    let mut lab = Lab::open().await;
+    let mut spec = lab.spec(&[]);
+    spec.cpu_allocation = CpuAllocation::Request;
+    let id = lab.ready(spec).await;
+
+    // About one count per millisecond while it runs.
+    let first = count(&lab, &id).await;
+    pause(1500).await;
+    let second = count(&lab, &id).await;
+    assert!(second - first < 400, "{first} to {second}: not frozen while idle");
+
+    lab.engine.activity(&id, Activity::Busy);
+    pause(1000).await;
+    let third = count(&lab, &id).await;
+    assert!(third - second > 300, "{second} to {third}: frozen while busy");
+
+    // Busy again within the linger: never frozen.
+    lab.engine.activity(&id, Activity::Idle);
+    pause(10).await;
+    lab.engine.activity(&id, Activity::Busy);
+    pause(1000).await;
+    let fourth = count(&lab, &id).await;
+    assert!(fourth - third > 300, "{third} to {fourth}: frozen though busy again");
+
+    // A request that nobody announced waits until it is.
+    pause(300).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(300), lab.get(&id, "/"));
+    assert!(waiting.await.is_err());
+    assert_eq!(lab.text_busy(&id, "/").await, "ok");
+
+    // Frozen, and ended all the same.
+    lab.engine.activity(&id, Activity::Idle);
+    pause(300).await;
+    lab.engine.stop(&id, Duration::ZERO).await.expect("known");
+    assert_eq!(lab.exit(&id).await.cause, ExitCause::Stopped);
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_one_hears_sigterm() {
+    let mut lab = Lab::open().await;
+    let mut spec = lab.spec(&["polite"]);
+    spec.cpu_allocation = CpuAllocation::Request;
+    let id = lab.ready(spec).await;
+    pause(300).await;
+    lab.engine.stop(&id, Duration::from_secs(20)).await.expect("known");
+    assert_eq!(lab.exit(&id).await.last_lines, ["bye"]);
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn always_means_always() {
+    let mut lab = Lab::open().await;
+    let id = lab.ready(lab.spec(&[])).await;
+    let first = count(&lab, &id).await;
+    pause(1000).await;
+    let second = count(&lab, &id).await;
+    assert!(second - first > 300, "{first} to {second}");
+    lab.close().await;
+}
