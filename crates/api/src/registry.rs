@@ -1,0 +1,325 @@
+//! The image registry's HTTP face: the OCI distribution specification over the blob store of `image`.
+//!
+//! It answers at `REGION-docker.pkg.dev` (and every other `*.pkg.dev`), and at the API port itself. On the API port,
+//! repositories are those of the default region's host: `127.0.0.1:8787/my-project/repo/app` is
+//! `us-central1-docker.pkg.dev/my-project/repo/app`. Callers show an access token, by Basic (as docker's credential
+//! helper of gcloud does) or Bearer; they may read everything and write below their project.
+//!
+//! Uploads are written through to the disk as they arrive, and downloads read from it piece by piece.
+
+mod blob;
+mod refusal;
+mod upload;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::BodyExt as _;
+use image::{Digest, MAX_MANIFEST_BYTES, Repository, Version};
+use percent_encoding::percent_decode_str;
+use serde_json::json;
+
+use crate::{
+    document::short,
+    registry::refusal::Refusal,
+    reply::{self, Body},
+    surface::{Surface, check},
+};
+
+/// One call, as path and method spell it.
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    /// `GET /v2/`: is this a registry, and am I known to it?
+    Ping,
+    Tags(String),
+    Manifest(String, String),
+    Blob(String, String),
+    BeginUpload(String),
+    Upload(String, String),
+}
+
+/// Reads `/v2/NAME/...`. NAME has slashes itself, so the path is read from its end.
+fn parse(path: &str) -> Option<Call> {
+    let rest = path.strip_prefix("/v2")?;
+    if rest.is_empty() || rest == "/" {
+        return Some(Call::Ping);
+    }
+    let parts: Vec<&str> = rest.strip_prefix('/')?.split('/').collect();
+    let name = |parts: &[&str]| parts.join("/");
+    Some(match parts.as_slice() {
+        [of @ .., "blobs", "uploads", ""] | [of @ .., "blobs", "uploads"] if !of.is_empty() => {
+            Call::BeginUpload(name(of))
+        }
+        [of @ .., "blobs", "uploads", id] if !of.is_empty() => Call::Upload(name(of), (*id).to_owned()),
+        [of @ .., "tags", "list"] if !of.is_empty() => Call::Tags(name(of)),
+        [of @ .., "manifests", version] if !of.is_empty() => Call::Manifest(name(of), (*version).to_owned()),
+        [of @ .., "blobs", digest] if !of.is_empty() => Call::Blob(name(of), (*digest).to_owned()),
+        _ => return None,
+    })
+}
+
+/// Answers a request to the registry that is known as `host`.
+pub(crate) async fn answer(surface: &Surface, host: &str, request: Request<Body>) -> Response<Body> {
+    let mut response = match serve(surface, host, request).await {
+        Ok(response) => response,
+        Err(refused) => refused.response(),
+    };
+    let version = HeaderValue::from_static("registry/2.0");
+    response
+        .headers_mut()
+        .insert("docker-distribution-api-version", version);
+    response
+}
+
+async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<Response<Body>, Refusal> {
+    admit(surface, &request)?;
+    let (head, body) = request.into_parts();
+    let path = percent_decode_str(head.uri.path())
+        .decode_utf8()
+        .map_err(|_| Refusal::unsupported(&head))?;
+    let call = parse(&path).ok_or_else(|| Refusal::unsupported(&head))?;
+    let images = &surface.images;
+    let named = |name: &str| Repository::new(host, name).map_err(|error| Refusal::name(&error));
+    let reads = matches!(head.method, Method::GET | Method::HEAD);
+    match call {
+        Call::Ping if reads => Ok(reply::json(StatusCode::OK, &json!({}))),
+        Call::Tags(name) if reads => tags(surface, named(&name)?, &head).await,
+        Call::Manifest(name, version) => {
+            let repository = named(&name)?;
+            let version: Version = version.parse().map_err(|error| Refusal::reference(&error))?;
+            match head.method {
+                Method::GET | Method::HEAD => manifest(surface, repository, version).await,
+                Method::PUT => {
+                    writable(surface, &repository)?;
+                    put_manifest(surface, &repository, &version, &head, body).await
+                }
+                Method::DELETE => {
+                    writable(surface, &repository)?;
+                    images.delete_manifest(&repository, &version).await?;
+                    Ok(accepted())
+                }
+                _ => Err(Refusal::unsupported(&head)),
+            }
+        }
+        Call::Blob(name, digest) if reads => {
+            named(&name)?;
+            blob::read(images, digest.parse().map_err(|error| Refusal::digest(&error))?, &head).await
+        }
+        Call::BeginUpload(name) if head.method == Method::POST => {
+            let repository = named(&name)?;
+            writable(surface, &repository)?;
+            upload::begin(images, &repository, &head, body).await
+        }
+        Call::Upload(name, id) => {
+            let repository = named(&name)?;
+            writable(surface, &repository)?;
+            upload::answer(images, &repository, id.parse()?, &head, body).await
+        }
+        Call::Ping | Call::Tags(_) | Call::Blob(..) | Call::BeginUpload(_) => Err(Refusal::unsupported(&head)),
+    }
+}
+
+/// Lets in whoever shows an access token of this Homerun.
+fn admit(surface: &Surface, request: &Request<Body>) -> Result<(), Refusal> {
+    let value = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let Some((scheme, rest)) = value.and_then(|value| value.split_once(' ')) else {
+        return Err(Refusal::unauthorized(
+            "an access token is required: log in as oauth2accesstoken".to_owned(),
+        ));
+    };
+    let token = if scheme.eq_ignore_ascii_case("bearer") {
+        rest.trim().to_owned()
+    } else if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = STANDARD
+            .decode(rest.trim())
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        match decoded.as_deref().and_then(|pair| pair.split_once(':')) {
+            Some(("_dcgcloud_token" | "oauth2accesstoken", token)) => token.to_owned(),
+            Some((user, _)) => {
+                return Err(Refusal::unauthorized(format!(
+                    "user \"{}\" is not known: log in as oauth2accesstoken with an access token",
+                    short(user)
+                )));
+            }
+            None => return Err(Refusal::unauthorized("the Basic credentials cannot be read".to_owned())),
+        }
+    } else {
+        return Err(Refusal::unauthorized("only Basic and Bearer are accepted".to_owned()));
+    };
+    match check(surface, &token) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Refusal::unauthorized(format!(
+            "the access token is not accepted: {error}"
+        ))),
+    }
+}
+
+/// Writes go below this Homerun's project, as at Google.
+fn writable(surface: &Surface, repository: &Repository) -> Result<(), Refusal> {
+    let project = &surface.site.project;
+    match repository.path().split_once('/') {
+        Some((first, _)) if first == project.as_str() => Ok(()),
+        _ => Err(Refusal::denied(format!(
+            "repository {repository} cannot be written: this Homerun's are {}/{project}/...",
+            repository.host()
+        ))),
+    }
+}
+
+fn accepted() -> Response<Body> {
+    let mut response = Response::new(reply::empty());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response
+}
+
+/// Runs work that blocks on the disk off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(
+            error = &error as &dyn std::error::Error,
+            "reading the image store broke off"
+        );
+        Refusal::unavailable()
+    })
+}
+
+async fn manifest(surface: &Surface, repository: Repository, version: Version) -> Result<Response<Body>, Refusal> {
+    let images = surface.images.clone();
+    let stored = blocking(move || images.manifest(&repository, &version)).await??;
+    let length = stored.content.len();
+    let mut response = Response::new(reply::full(stored.content));
+    let headers = response.headers_mut();
+    let kind = HeaderValue::from_str(&stored.media_type).map_err(|_| Refusal::unavailable())?;
+    headers.insert(header::CONTENT_TYPE, kind);
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    put_digest(headers, &stored.digest);
+    Ok(response)
+}
+
+async fn put_manifest(
+    surface: &Surface,
+    repository: &Repository,
+    version: &Version,
+    head: &Parts,
+    mut body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let kind = head
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok());
+    let kind = kind
+        .map(|kind| kind.split(';').next().unwrap_or_default().trim())
+        .filter(|kind| !kind.is_empty());
+    let Some(kind) = kind else {
+        return Err(Refusal::manifest(
+            "the Content-Type header with the manifest's media type is missing".to_owned(),
+        ));
+    };
+    let limit = usize::try_from(MAX_MANIFEST_BYTES).expect("a few mebibytes");
+    let mut content = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Refusal::broken(&*error))?;
+        if let Ok(data) = frame.into_data() {
+            if content.len() + data.len() > limit {
+                return Err(image::Error::TooLarge {
+                    what: "manifest",
+                    limit: MAX_MANIFEST_BYTES,
+                }
+                .into());
+            }
+            content.extend_from_slice(&data);
+        }
+    }
+    let digest = surface.images.put_manifest(repository, version, kind, &content).await?;
+    Ok(created(
+        &format!("/v2/{}/manifests/{digest}", repository.path()),
+        &digest,
+    ))
+}
+
+async fn tags(surface: &Surface, repository: Repository, head: &Parts) -> Result<Response<Body>, Refusal> {
+    let mut limit = None;
+    let mut last = None;
+    for (key, value) in form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes()) {
+        match key.as_ref() {
+            "n" => {
+                let number: usize = value.parse().map_err(|_| Refusal::page(&value))?;
+                limit = Some(number);
+            }
+            "last" => last = Some(value.into_owned()),
+            _ => {}
+        }
+    }
+    let path = repository.path().to_owned();
+    let images = surface.images.clone();
+    let tags = blocking(move || images.tags(&repository)).await??;
+    let mut names: Vec<String> = tags.iter().map(|tag| tag.as_str().to_owned()).collect();
+    names.sort_unstable();
+    if let Some(last) = last {
+        names.retain(|name| *name > last);
+    }
+    let mut link = None;
+    if let Some(limit) = limit
+        && names.len() > limit
+    {
+        names.truncate(limit);
+        link = names
+            .last()
+            .map(|last| format!("</v2/{path}/tags/list?n={limit}&last={last}>; rel=\"next\""));
+    }
+    let mut response = reply::json(StatusCode::OK, &json!({ "name": path, "tags": names }));
+    if let Some(link) = link.and_then(|link| HeaderValue::from_str(&link).ok()) {
+        response.headers_mut().insert(header::LINK, link);
+    }
+    Ok(response)
+}
+
+/// 201 with where it is and what it is.
+fn created(location: &str, digest: &Digest) -> Response<Body> {
+    let mut response = Response::new(reply::empty());
+    *response.status_mut() = StatusCode::CREATED;
+    put_location(response.headers_mut(), location);
+    put_digest(response.headers_mut(), digest);
+    response
+}
+
+fn put_digest(headers: &mut http::HeaderMap, digest: &Digest) {
+    let value = HeaderValue::from_str(&digest.to_string()).expect("a digest is plain ASCII");
+    headers.insert("docker-content-digest", value);
+}
+
+fn put_location(headers: &mut http::HeaderMap, location: &str) {
+    let value = HeaderValue::from_str(location).expect("names and ids of the registry are plain ASCII");
+    headers.insert(header::LOCATION, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        let s = str::to_owned;
+        for (path, call) in [
+            ("/v2/", Some(Call::Ping)),
+            ("/v2", Some(Call::Ping)),
+            ("/v2/a/b/tags/list", Some(Call::Tags(s("a/b")))),
+            ("/v2/a/manifests/latest", Some(Call::Manifest(s("a"), s("latest")))),
+            (
+                "/v2/a/manifests/manifests/v1",
+                Some(Call::Manifest(s("a/manifests"), s("v1"))),
+            ),
+            ("/v2/a/b/blobs/sha256:00", Some(Call::Blob(s("a/b"), s("sha256:00")))),
+            ("/v2/a/b/blobs/uploads/", Some(Call::BeginUpload(s("a/b")))),
+            ("/v2/a/b/blobs/uploads/12", Some(Call::Upload(s("a/b"), s("12")))),
+            ("/v2/blobs/uploads/", None),
+            ("/v2/_catalog", None),
+            ("/v2/a", None),
+        ] {
+            assert_eq!(parse(path), call, "{path}");
+        }
+    }
+}

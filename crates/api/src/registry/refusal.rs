@@ -1,0 +1,148 @@
+//! Refusals in the form of the distribution specification.
+
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use image::{DigestError, ReferenceError};
+use serde_json::json;
+
+use crate::{
+    document::short,
+    reply::{self, Body},
+};
+
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn unauthorized(message: String) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message)
+    }
+
+    pub(crate) fn denied(message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "DENIED", message)
+    }
+
+    pub(crate) fn unsupported(head: &Parts) -> Self {
+        let message = format!(
+            "{} {} is not served by this registry",
+            head.method,
+            short(head.uri.path())
+        );
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message)
+    }
+
+    pub(crate) fn name(error: &ReferenceError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", error.to_string())
+    }
+
+    pub(crate) fn reference(error: &ReferenceError) -> Self {
+        let code = match error {
+            ReferenceError::Digest { .. } => "DIGEST_INVALID",
+            ReferenceError::Tag { .. }
+            | ReferenceError::NoRepository { .. }
+            | ReferenceError::Host { .. }
+            | ReferenceError::Path { .. } => "MANIFEST_INVALID",
+        };
+        Self::new(StatusCode::BAD_REQUEST, code, chain(error))
+    }
+
+    pub(crate) fn digest(error: &DigestError) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string())
+    }
+
+    pub(crate) fn no_digest() -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "DIGEST_INVALID",
+            "the digest parameter is missing",
+        )
+    }
+
+    pub(crate) fn manifest(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "MANIFEST_INVALID", message)
+    }
+
+    pub(crate) fn page(number: &str) -> Self {
+        let message = format!("n must be a whole number of at least 0, not \"{}\"", short(number));
+        Self::new(StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID", message)
+    }
+
+    pub(crate) fn range(message: String) -> Self {
+        Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID", message)
+    }
+
+    pub(crate) fn chunk(message: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID", message)
+    }
+
+    /// The client left, or its connection did.
+    pub(crate) fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "BLOB_UPLOAD_INVALID",
+            format!("the request body broke off: {error}"),
+        )
+    }
+
+    pub(crate) fn unavailable() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "UNKNOWN",
+            "the image store cannot be read or written",
+        )
+    }
+
+    pub(crate) fn response(&self) -> Response<Body> {
+        let errors = json!({ "errors": [{ "code": self.code, "message": self.message }] });
+        let mut response = reply::json(self.status, &errors);
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Basic realm=\"homerun\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl From<image::Error> for Refusal {
+    fn from(error: image::Error) -> Self {
+        use image::Error;
+        let (status, code) = match &error {
+            Error::BlobUnknown { .. } => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
+            Error::ManifestUnknown { .. } => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
+            Error::RepositoryUnknown { .. } => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
+            Error::Manifest(_) => (StatusCode::BAD_REQUEST, "MANIFEST_INVALID"),
+            Error::ReferenceMissing { .. } => (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
+            Error::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+            Error::UploadUnknown { .. } => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
+            Error::UploadOffset { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
+            Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
+            Error::Io { .. } | Error::Random(_) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the image store failed");
+                return Self::unavailable();
+            }
+        };
+        Self::new(status, code, chain(&error))
+    }
+}

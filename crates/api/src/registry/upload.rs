@@ -1,0 +1,148 @@
+//! Uploads of a blob: in one piece or in chunks.
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http_body_util::BodyExt as _;
+use image::{Digest, Images, Repository, UploadId};
+
+use super::{Refusal, accepted, blocking, created, put_location};
+use crate::reply::{self, Body};
+
+/// How much is gathered before it goes to the disk.
+const PIECE: usize = 512 << 10;
+
+fn parameter(head: &Parts, name: &str) -> Option<String> {
+    form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes())
+        .find(|(key, value)| key == name && !value.is_empty())
+        .map(|(_, value)| value.into_owned())
+}
+
+fn digest(head: &Parts) -> Result<Option<Digest>, Refusal> {
+    parameter(head, "digest")
+        .map(|text| text.parse().map_err(|error| Refusal::digest(&error)))
+        .transpose()
+}
+
+fn location(repository: &Repository, upload: &UploadId) -> String {
+    format!("/v2/{}/blobs/uploads/{upload}", repository.path())
+}
+
+fn blob_location(repository: &Repository, digest: &Digest) -> String {
+    format!("/v2/{}/blobs/{digest}", repository.path())
+}
+
+/// `POST`: opens an upload; with `digest` the body is the whole blob; with `mount` a blob that is stored already, for
+/// whichever repository, is taken over.
+pub(super) async fn begin(
+    images: &Images,
+    repository: &Repository,
+    head: &Parts,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    if let Some(wanted) = parameter(head, "mount") {
+        let wanted: Digest = wanted.parse().map_err(|error| Refusal::digest(&error))?;
+        let all = images.clone();
+        if blocking(move || all.blob_length(&wanted)).await??.is_some() {
+            return Ok(created(&blob_location(repository, &wanted), &wanted));
+        }
+    }
+    let expected = digest(head)?;
+    let upload = images.begin_upload().await?;
+    let Some(expected) = expected else {
+        return Ok(going_on(StatusCode::ACCEPTED, repository, &upload, 0));
+    };
+    let stored = async {
+        append(images, &upload, None, body).await?;
+        images.finish_upload(&upload, expected).await?;
+        Ok(created(&blob_location(repository, &expected), &expected))
+    };
+    stored.await.inspect_err(|_: &Refusal| {
+        // Gone already when it was the digest that was wrong.
+        drop(images.cancel_upload(&upload));
+    })
+}
+
+pub(super) async fn answer(
+    images: &Images,
+    repository: &Repository,
+    upload: UploadId,
+    head: &Parts,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    match head.method {
+        Method::GET | Method::HEAD => {
+            let length = images.upload_length(&upload)?;
+            Ok(going_on(StatusCode::NO_CONTENT, repository, &upload, length))
+        }
+        Method::PATCH => {
+            let length = append(images, &upload, start(head)?, body).await?;
+            Ok(going_on(StatusCode::ACCEPTED, repository, &upload, length))
+        }
+        Method::PUT => {
+            let expected = digest(head)?.ok_or_else(Refusal::no_digest)?;
+            append(images, &upload, start(head)?, body).await?;
+            images.finish_upload(&upload, expected).await?;
+            Ok(created(&blob_location(repository, &expected), &expected))
+        }
+        Method::DELETE => {
+            images.cancel_upload(&upload)?;
+            let mut response = accepted();
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            Ok(response)
+        }
+        _ => Err(Refusal::unsupported(head)),
+    }
+}
+
+/// The first byte's place, by `Content-Range: FIRST-LAST`.
+fn start(head: &Parts) -> Result<Option<u64>, Refusal> {
+    let Some(value) = head.headers.get(header::CONTENT_RANGE) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default();
+    let range = text.strip_prefix("bytes").unwrap_or(text).trim();
+    let first = range.split_once('-').and_then(|(first, _)| first.trim().parse().ok());
+    first
+        .map(Some)
+        .ok_or_else(|| Refusal::chunk(format!("Content-Range \"{text}\" is not of the form FIRST-LAST")))
+}
+
+/// Writes the body through to the upload. Answers its new length.
+async fn append(images: &Images, upload: &UploadId, at: Option<u64>, mut body: Body) -> Result<u64, Refusal> {
+    let mut next = at;
+    let mut length = images.upload_length(upload)?;
+    let mut gathered = BytesMut::new();
+    loop {
+        let frame = body
+            .frame()
+            .await
+            .transpose()
+            .map_err(|error| Refusal::broken(&*error))?;
+        let ended = frame.is_none();
+        if let Some(Ok(data)) = frame.map(hyper::body::Frame::into_data) {
+            gathered.extend_from_slice(&data);
+        }
+        // Also the empty chunk at the end: its place is checked as any other's.
+        if gathered.len() >= PIECE || (ended && (!gathered.is_empty() || next.is_some())) {
+            let piece: Bytes = gathered.split().freeze();
+            length = images.append(upload, next, piece).await?;
+            next = next.is_some().then_some(length);
+        }
+        if ended {
+            return Ok(length);
+        }
+    }
+}
+
+/// Where the upload stands and where its next chunk goes.
+fn going_on(status: StatusCode, repository: &Repository, upload: &UploadId, length: u64) -> Response<Body> {
+    let mut response = Response::new(reply::empty());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    put_location(headers, &location(repository, upload));
+    let range = HeaderValue::from_str(&format!("0-{}", length.saturating_sub(1))).expect("plain ASCII");
+    headers.insert(header::RANGE, range);
+    let id = HeaderValue::from_str(&upload.to_string()).expect("hexadecimal digits");
+    headers.insert("docker-upload-uuid", id);
+    response
+}

@@ -1,0 +1,9 @@
+//! The API through its one door, with a real store, real keys and real image content in a temporary directory.
+
+mod iam;
+mod read;
+mod refusals;
+mod registry;
+mod setting;
+mod surface;
+mod write;

@@ -1,0 +1,277 @@
+//! A surface to call, and what control would do in its stead: make revisions ready or failed, and route.
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use homerun_api::{self as api, About, Surface, answer};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use identity::{Ask, CLOUD_PLATFORM_SCOPE, JWT_BEARER, Keys, ServiceAccountKey, sign_assertion};
+use model::{
+    Entry, ProjectId, Reason, Region, Revision, RevisionKey, RevisionName, RevisionState, Routed, Scheme, Service,
+    ServiceKey, ServiceName, Site, Timestamp, assign,
+};
+use serde_json::{Value, json};
+
+pub(crate) const RUN: &str = "us-central1-run.googleapis.com";
+pub(crate) const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/my-project/services";
+pub(crate) const REVISIONS: &str = "/apis/serving.knative.dev/v1/namespaces/my-project/revisions";
+
+thread_local! {
+    /// Microseconds since 1970, as the surface's clock shows them on this test's thread.
+    static NOW: Cell<i64> = const { Cell::new(1_800_000_000_043_143) };
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_micros(NOW.get())
+}
+
+pub(crate) fn pass(seconds: i64) {
+    NOW.set(NOW.get() + seconds * 1_000_000);
+}
+
+pub(crate) struct Setting {
+    pub(crate) surface: Arc<Surface>,
+    pub(crate) token: String,
+    pub(crate) journal: Arc<Mutex<Vec<Entry>>>,
+    _dir: tempfile::TempDir,
+}
+
+pub(crate) fn address(port: u16) -> SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+impl Setting {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let keys = Arc::new(Keys::open(&dir.path().join("keys"), "my-project").expect("keys"));
+        let journal: Arc<Mutex<Vec<Entry>>> = Arc::default();
+        let sink = journal.clone();
+        let surface = Arc::new(Surface {
+            store: store::Store::open(dir.path()).expect("a store"),
+            images: image::Images::open_with_docker_config(&dir.path().join("images"), None).expect("images"),
+            keys: keys.clone(),
+            site: Site {
+                project: ProjectId::parse("my-project").expect("an id"),
+                region: Region::parse("us-central1").expect("a region"),
+                domain: "a.run.localhost".to_owned(),
+                scheme: Scheme::Https,
+                port: 8443,
+            },
+            now,
+            journal: Box::new(move |entry| sink.lock().expect("no panic before").push(entry)),
+            about: About {
+                version: "0.1.0".to_owned(),
+                data_dir: "/var/lib/homerun".into(),
+                api: address(8787),
+                http: address(8081),
+                https: address(8443),
+            },
+        });
+        let mut setting = Self {
+            surface,
+            token: String::new(),
+            journal,
+            _dir: dir,
+        };
+        setting.token = setting.token().await;
+        setting
+    }
+
+    /// An access token by the way that gcloud goes: a signed assertion to the token endpoint.
+    pub(crate) async fn token(&self) -> String {
+        let key = ServiceAccountKey::read(self.surface.keys.owner_key_file()).expect("a key");
+        let seconds = u64::try_from(now().as_seconds()).expect("after 1970");
+        let assertion = sign_assertion(&key, Ask::Scope(CLOUD_PLATFORM_SCOPE), seconds).expect("signs");
+        let form = form_urlencoded::Serializer::new(String::new())
+            .append_pair("grant_type", JWT_BEARER)
+            .append_pair("assertion", &assertion)
+            .finish();
+        let request = Request::post("/token")
+            .body(Full::new(Bytes::from(form)))
+            .expect("a request");
+        let (status, body) = read(answer(&self.surface, "oauth2.googleapis.com", request).await).await;
+        assert_eq!(status, 200, "{body}");
+        body["access_token"].as_str().expect("a token").to_owned()
+    }
+
+    pub(crate) async fn send(&self, host: &str, request: Request<Full<Bytes>>) -> Response<api::Body> {
+        answer(&self.surface, host, request).await
+    }
+
+    /// A call as the owner makes it.
+    pub(crate) async fn call_at(&self, host: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let content = body.map(ToString::to_string).unwrap_or_default();
+        let request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).expect("a method"))
+            .uri(path)
+            .header("authorization", format!("Bearer {}", self.token))
+            .body(Full::new(Bytes::from(content)))
+            .expect("a request");
+        read(self.send(host, request).await).await
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        self.call_at(RUN, method, path, body).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.call("GET", path, None).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    pub(crate) async fn service(&self, name: &str) -> Value {
+        self.get(&format!("{SERVICES}/{name}")).await
+    }
+
+    pub(crate) async fn create(&self, document: &Value) -> Value {
+        let (status, body) = self.call("POST", SERVICES, Some(document)).await;
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    pub(crate) async fn replace(&self, document: &Value) -> Value {
+        let name = document["metadata"]["name"].as_str().expect("a name");
+        let (status, body) = self.call("PUT", &format!("{SERVICES}/{name}"), Some(document)).await;
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    pub(crate) fn stored(&self, name: &str) -> Service {
+        let snapshot = self.surface.store.snapshot();
+        snapshot.service(&key(name)).expect("it is stored").clone()
+    }
+
+    /// What control does: the revision of the newest template comes to this end, and traffic goes where it can.
+    pub(crate) async fn settle(&self, name: &str, good: bool) -> String {
+        let key = key(name);
+        self.surface
+            .store
+            .transact(move |tx| {
+                let mut service = tx.snapshot().service(&key).expect("it is stored").clone();
+                let generation = service.template_generation;
+                let letter = char::from(b'a' + u8::try_from(generation % 26).expect("below 26"));
+                let name = service
+                    .template
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| RevisionName::numbered(&service.key.name, generation, ['x', 'y', letter]));
+                let digest = "us-central1-docker.pkg.dev/my-project/docker-repo/my-api@sha256:00".to_owned();
+                let state = if good {
+                    RevisionState::Ready { digest }
+                } else {
+                    RevisionState::Failed {
+                        reason: Reason::HealthCheckContainerError,
+                        message: "the container exited with code 7".to_owned(),
+                        digest: Some(digest),
+                    }
+                };
+                let at = Timestamp::from_micros(service.updated.as_micros() + 1_000_000);
+                tx.put_revision(Revision {
+                    key: RevisionKey {
+                        service: key.clone(),
+                        name: name.clone(),
+                    },
+                    uid: format!("revision-{generation}"),
+                    service_uid: service.uid.clone(),
+                    template_generation: generation,
+                    created: service.updated,
+                    creator: service.modifier.clone(),
+                    template: service.template.clone(),
+                    state,
+                    since: at,
+                });
+                let revisions: Vec<Revision> = tx.snapshot().revisions_of(&service).cloned().collect();
+                if let Some(targets) = assign(&service.traffic, revisions.iter()) {
+                    service.routed = Routed {
+                        generation: service.generation,
+                        since: at,
+                        targets,
+                    };
+                    tx.put_service(service);
+                }
+                Ok::<_, ()>(name.to_string())
+            })
+            .await
+            .expect("it is written")
+    }
+}
+
+pub(crate) fn key(name: &str) -> ServiceKey {
+    ServiceKey {
+        region: Region::parse("us-central1").expect("a region"),
+        name: ServiceName::parse(name).expect("a name"),
+    }
+}
+
+pub(crate) async fn read(response: Response<api::Body>) -> (u16, Value) {
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("a body").to_bytes();
+    let value =
+        serde_json::from_slice(&body).unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned()));
+    (status, value)
+}
+
+/// The first deploy as gcloud 528 sends it.
+pub(crate) fn deploy(name: &str) -> Value {
+    json!({
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": "my-project",
+            "labels": {},
+            "annotations": {
+                "run.googleapis.com/client-name": "gcloud",
+                "run.googleapis.com/client-version": "528.0.0",
+            },
+        },
+        "spec": { "template": {
+            "metadata": {
+                "labels": { "client.knative.dev/nonce": "tfneitycfq" },
+                "annotations": {
+                    "autoscaling.knative.dev/maxScale": "100",
+                    "run.googleapis.com/startup-cpu-boost": "True",
+                    "run.googleapis.com/client-name": "gcloud",
+                    "run.googleapis.com/client-version": "528.0.0",
+                },
+            },
+            "spec": {
+                "nodeSelector": {},
+                "containers": [{
+                    "image": "us-central1-docker.pkg.dev/my-project/docker-repo/my-api:v1.0.0",
+                    "name": "",
+                    "ports": [{ "containerPort": 8080 }],
+                    "resources": { "limits": { "cpu": "1", "memory": "512Mi" }, "requests": {} },
+                }],
+            },
+        } },
+        "status": { "address": {} },
+    })
+}
+
+/// Compares with `tests/golden/NAME.snap`; uids, which are chance, are replaced.
+pub(crate) fn golden(name: &str, value: &Value, service: &Value) {
+    let mut text = serde_json::to_string_pretty(value).expect("JSON");
+    let uid = service["metadata"]["uid"].as_str().expect("a uid");
+    let view = &uid[..uid.len() - 2];
+    let mut at = 0;
+    while let Some(found) = text[at..].find(view) {
+        let start = at + found;
+        let label = if text[start..].starts_with(uid) {
+            "SERVICE-UID"
+        } else {
+            "VIEW-UID"
+        };
+        text.replace_range(start..start + uid.len(), label);
+        at = start + label.len();
+    }
+    insta::with_settings!({ snapshot_path => "../golden", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, text);
+    });
+}
