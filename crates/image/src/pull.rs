@@ -86,8 +86,15 @@ impl Source {
                 registry: reference.repository().host().to_owned(),
                 reason,
             })?;
+        // The environment's proxy is for other machines. Naming one here keeps the client from looking for that; the
+        // one named is never used, since all of loopback is excepted from it.
+        let direct = (protocol == ClientProtocol::Http)
+            .then(|| ("http://127.0.0.1:9".to_owned(), "localhost,127.0.0.0/8,::1".to_owned()));
+        let (http_proxy, no_proxy) = direct.unzip();
         let client = Client::try_from(ClientConfig {
             protocol,
+            http_proxy,
+            no_proxy,
             connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(READ_TIMEOUT),
             user_agent: concat!("homerun/", env!("CARGO_PKG_VERSION")),

@@ -31,7 +31,9 @@ impl ResolvedImage {
 pub enum ResolveError {
     #[error("image {reference} not found")]
     NotFound { reference: Reference },
-    #[error("not allowed to pull image {reference}: the registry refused the credentials of this machine")]
+    #[error(
+        "not allowed to pull image {reference}: it does not exist, or the registry refused the credentials of this machine"
+    )]
     Unauthorized { reference: Reference },
     /// Only what can be told without showing the credential.
     #[error("docker's credential for {registry} is not usable: {reason}")]

@@ -40,7 +40,7 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 pub struct Unpacked {
     /// The manifest for this machine.
     pub manifest: Digest,
-    /// Directories for overlayfs, lowest first, none twice. Owners are those of the archives (ids 0 to
+    /// Directories for overlayfs, lowest first, none twice; empty if the image has no layers. Owners are those of the archives (ids 0 to
     /// [`MAX_OWNER`]); the directories must not be changed.
     pub layers: Vec<PathBuf>,
     pub config: ImageConfig,

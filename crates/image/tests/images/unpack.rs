@@ -369,7 +369,7 @@ async fn many_at_a_time_unpack_each_layer_once() {
 async fn one_who_goes_away_does_not_let_it_happen_twice() {
     let bench = Bench::new();
     let image = Image::of(&[archive(
-        &(0..3000)
+        &(0..800)
             .map(|number| file(&format!("f{number}"), "x"))
             .collect::<Vec<_>>(),
     )]);
