@@ -16,7 +16,7 @@ pub fn filter(text: &str, known: &[(String, &str)]) -> String {
         if is_progress(line) {
             continue;
         }
-        let line = words(line);
+        let line = words(without_dots(line));
         filtered.push_str(narrow(&line).trim_end());
         filtered.push('\n');
     }
@@ -42,9 +42,16 @@ fn without_escapes(text: &str) -> String {
     plain + rest
 }
 
+/// `...done.` -> `done.`: a dot for every look.
+fn without_dots(line: &str) -> &str {
+    let rest = line.trim_start_matches('.');
+    if rest == "done." { rest } else { line }
+}
+
 /// `Creating Revision.......done`: how many dots, and whether at all, depends on when gcloud looked.
 fn is_progress(line: &str) -> bool {
     line.strip_suffix("done")
+        .map(str::trim_end)
         .is_some_and(|rest| rest.ends_with("...") && !rest.trim_matches('.').is_empty())
 }
 
