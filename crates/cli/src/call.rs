@@ -221,10 +221,13 @@ impl Server {
         if text.trim().is_empty() {
             return Ok(Value::Null);
         }
-        serde_json::from_str(&text).map_err(|_| Error::Answer {
-            call: format!("{method} {path}"),
-            what: "no JSON".to_owned(),
-        })
+        match serde_json::from_str(&text) {
+            Ok(Value::Object(fields)) => Ok(Value::Object(fields)),
+            Ok(_) | Err(_) => Err(Error::Answer {
+                call: format!("{method} {path}"),
+                what: "no JSON object".to_owned(),
+            }),
+        }
     }
 
     /// Sends one request with the access token.

@@ -9,9 +9,9 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
-use crate::flag::{self, OrDefault};
+use crate::template;
 use crate::traffic::{self, To};
-use crate::words::{ExecutionEnvironment, Settings};
+use crate::words::Settings;
 
 pub(crate) const MIN_SCALE: &str = "autoscaling.knative.dev/minScale";
 pub(crate) const MAX_SCALE: &str = "autoscaling.knative.dev/maxScale";
@@ -20,7 +20,7 @@ pub(crate) const CPU_BOOST: &str = "run.googleapis.com/startup-cpu-boost";
 pub(crate) const EXECUTION_ENVIRONMENT: &str = "run.googleapis.com/execution-environment";
 const CLIENT_NAME: &str = "run.googleapis.com/client-name";
 const CLIENT_VERSION: &str = "run.googleapis.com/client-version";
-const NONCE: &str = "client.knative.dev/nonce";
+pub(crate) const NONCE: &str = "client.knative.dev/nonce";
 /// Of a label value that is a DNS name's part.
 const LONGEST_NAME: usize = 63;
 
@@ -54,53 +54,6 @@ fn fields_of<'a>(at: &'a mut Value, name: &str) -> Result<&'a mut Map<String, Va
     })
 }
 
-fn template_annotations(service: &mut Value) -> Result<&mut Map<String, Value>, Error> {
-    object(service, &["spec", "template", "metadata", "annotations"])
-}
-
-/// The container that takes requests: the one with a port, or the only one.
-fn container(service: &mut Value) -> Result<&mut Value, Error> {
-    let spec = object(service, &["spec", "template", "spec"])?;
-    let containers = spec
-        .entry("containers")
-        .or_insert_with(|| json!([{}]))
-        .as_array_mut()
-        .filter(|containers| !containers.is_empty())
-        .ok_or_else(|| Error::Answer {
-            call: "the server".to_owned(),
-            what: "a service without containers".to_owned(),
-        })?;
-    let with_port = containers.iter().position(|c| c["ports"].is_array());
-    Ok(&mut containers[with_port.unwrap_or(0)])
-}
-
-/// The image that the service runs now.
-pub(crate) fn image(service: &Value) -> Option<&str> {
-    let containers = service["spec"]["template"]["spec"]["containers"].as_array()?;
-    let with_port = containers.iter().position(|c| c["ports"].is_array());
-    containers.get(with_port.unwrap_or(0))?["image"].as_str()
-}
-
-/// Runs the same bytes as before: the digest in place of a tag.
-pub(crate) fn pin(service: &mut Value, image: &str) -> Result<(), Error> {
-    object_of(container(service)?)?.insert("image".to_owned(), json!(image));
-    Ok(())
-}
-
-fn object_of(container: &mut Value) -> Result<&mut Map<String, Value>, Error> {
-    object(container, &[])
-}
-
-/// `true` or `false` of a pair of flags, nothing where neither stands.
-fn pair(yes: bool, no: bool) -> Option<bool> {
-    (yes || no).then_some(yes)
-}
-
-/// gcloud's spelling of a truth.
-fn truth(yes: bool) -> Value {
-    json!(if yes { "True" } else { "False" })
-}
-
 /// How the command that changes differs from others like it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Occasion {
@@ -121,13 +74,13 @@ pub(crate) struct Changed {
 /// Carries the flags into the document. `None` where no flag asks for anything.
 pub(crate) fn apply(service: &mut Value, settings: &Settings, occasion: Occasion) -> Result<Option<Changed>, Error> {
     let mut template = occasion.deploy;
-    template |= resources(service, settings)?;
-    template |= port(service, settings)?;
-    template |= environment(service, settings)?;
-    template |= entry_point(service, settings)?;
-    template |= annotations(service, settings, occasion)?;
-    template |= requests(service, settings)?;
-    template |= labels(service, settings)?;
+    template |= template::resources(service, settings)?;
+    template |= template::port(service, settings)?;
+    template |= template::environment(service, settings)?;
+    template |= template::entry_point(service, settings)?;
+    template |= template::annotations(service, settings, occasion)?;
+    template |= template::requests(service, settings)?;
+    template |= template::labels(service, settings)?;
     template |= settings.revision_suffix.is_some();
     let traffic = settings.no_traffic || settings.tag.is_some();
     if !template && !traffic {
@@ -208,194 +161,6 @@ fn letters(mut chance: u64, count: usize) -> String {
             char::from(letter)
         })
         .collect()
-}
-
-fn resources(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let container = container(service)?;
-    if let Some(image) = &settings.image {
-        object_of(container)?.insert("image".to_owned(), json!(image));
-    }
-    for (key, value) in [("memory", &settings.memory), ("cpu", &settings.cpu)] {
-        if let Some(value) = value {
-            object(container, &["resources", "limits"])?.insert(key.to_owned(), json!(value));
-        }
-    }
-    Ok(settings.image.is_some() || settings.memory.is_some() || settings.cpu.is_some())
-}
-
-fn port(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let http2 = pair(settings.use_http2, settings.no_use_http2);
-    if settings.port.is_none() && http2.is_none() {
-        return Ok(false);
-    }
-    let container = container(service)?;
-    let before = container["ports"][0]["containerPort"].as_u64().unwrap_or(8080);
-    let mut port = container["ports"][0].as_object().cloned().unwrap_or_default();
-    match settings.port {
-        Some(OrDefault::Number(number)) => {
-            port.insert("containerPort".to_owned(), json!(number));
-        }
-        Some(OrDefault::Default) => {
-            port.remove("containerPort");
-        }
-        None => {}
-    }
-    match http2 {
-        Some(true) => {
-            port.insert("name".to_owned(), json!("h2c"));
-            port.entry("containerPort").or_insert(json!(8080));
-        }
-        Some(false) => {
-            port.remove("name");
-        }
-        None => {}
-    }
-    let now = port.get("containerPort").cloned();
-    let fields = object_of(container)?;
-    if now.is_some() {
-        fields.insert("ports".to_owned(), json!([port]));
-    } else {
-        fields.remove("ports");
-    }
-    // the default probe asks the port of before
-    if let Some(Value::Object(probe)) = container.pointer_mut("/startupProbe/tcpSocket")
-        && probe.get("port").and_then(Value::as_u64) == Some(before)
-    {
-        probe.insert("port".to_owned(), now.unwrap_or(json!(8080)));
-    }
-    Ok(true)
-}
-
-fn environment(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let clear = settings.clear_env_vars || !settings.set_env_vars.is_empty();
-    let mut updates = flag::joined(&settings.set_env_vars);
-    updates.extend(flag::joined(&settings.update_env_vars));
-    let removes = flag::listed(&settings.remove_env_vars);
-    if !clear && updates.is_empty() && removes.is_empty() {
-        return Ok(false);
-    }
-    let fields = object_of(container(service)?)?;
-    let mut variables = match fields.remove("env") {
-        Some(Value::Array(variables)) => variables,
-        Some(_) | None => Vec::new(),
-    };
-    let literal = |variable: &Value| variable.get("valueFrom").is_none_or(Value::is_null);
-    variables.retain(|variable| {
-        let named = |name: &String| variable["name"].as_str() == Some(name);
-        !literal(variable) || !(clear || removes.iter().any(named))
-    });
-    for (name, value) in updates {
-        match variables.iter_mut().find(|v| v["name"] == name.as_str()) {
-            Some(variable) if literal(variable) => variable["value"] = json!(value),
-            Some(_) => {
-                return Err(Error::Failed(format!(
-                    "cannot update environment variable [{name}] to string literal because it has \
-                     already been set with a different type"
-                )));
-            }
-            None => variables.push(json!({"name": name, "value": value})),
-        }
-    }
-    if !variables.is_empty() {
-        fields.insert("env".to_owned(), Value::Array(variables));
-    }
-    Ok(true)
-}
-
-fn entry_point(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let fields = object_of(container(service)?)?;
-    for (key, given) in [("command", &settings.command), ("args", &settings.args)] {
-        // the last occurrence counts, an empty one takes the image's own
-        if let Some(list) = given.last() {
-            if list.0.is_empty() {
-                fields.remove(key);
-            } else {
-                fields.insert(key.to_owned(), json!(list.0));
-            }
-        }
-    }
-    Ok(!settings.command.is_empty() || !settings.args.is_empty())
-}
-
-fn annotations(service: &mut Value, settings: &Settings, occasion: Occasion) -> Result<bool, Error> {
-    let annotations = template_annotations(service)?;
-    let mut changed = false;
-    let mut put = |key: &str, value: Option<Value>| {
-        changed = true;
-        match value {
-            Some(value) => annotations.insert(key.to_owned(), value),
-            None => annotations.remove(key),
-        };
-    };
-    match settings.min_instances {
-        Some(OrDefault::Number(0) | OrDefault::Default) => put(MIN_SCALE, None),
-        Some(OrDefault::Number(count)) => put(MIN_SCALE, Some(json!(count.to_string()))),
-        None => {}
-    }
-    match settings.max_instances {
-        Some(OrDefault::Default) => put(MAX_SCALE, None),
-        Some(OrDefault::Number(count)) => put(MAX_SCALE, Some(json!(count.to_string()))),
-        None => {}
-    }
-    if let Some(throttling) = pair(settings.cpu_throttling, settings.no_cpu_throttling) {
-        put(CPU_THROTTLING, Some(truth(throttling)));
-    }
-    match pair(settings.cpu_boost, settings.no_cpu_boost) {
-        Some(boost) => put(CPU_BOOST, Some(truth(boost))),
-        None if occasion.new => put(CPU_BOOST, Some(truth(true))),
-        None => {}
-    }
-    match settings.execution_environment {
-        Some(ExecutionEnvironment::Gen1) => put(EXECUTION_ENVIRONMENT, Some(json!("gen1"))),
-        Some(ExecutionEnvironment::Gen2) => put(EXECUTION_ENVIRONMENT, Some(json!("gen2"))),
-        None => {}
-    }
-    Ok(changed)
-}
-
-fn requests(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let spec = object(service, &["spec", "template", "spec"])?;
-    match settings.concurrency {
-        Some(OrDefault::Number(requests)) => {
-            spec.insert("containerConcurrency".to_owned(), json!(requests));
-        }
-        Some(OrDefault::Default) => {
-            spec.remove("containerConcurrency");
-        }
-        None => {}
-    }
-    if let Some(seconds) = settings.timeout {
-        spec.insert("timeoutSeconds".to_owned(), json!(seconds));
-    }
-    if let Some(account) = &settings.service_account {
-        spec.insert("serviceAccountName".to_owned(), json!(account));
-    }
-    Ok(settings.concurrency.is_some() || settings.timeout.is_some() || settings.service_account.is_some())
-}
-
-fn labels(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let updates = flag::joined(&settings.update_labels);
-    let removes = flag::listed(&settings.remove_labels);
-    if !settings.clear_labels && updates.is_empty() && removes.is_empty() {
-        return Ok(false);
-    }
-    let labels = object(service, &["metadata", "labels"])?;
-    if settings.clear_labels {
-        labels.retain(|key, _| is_reserved(key));
-    }
-    labels.retain(|key, _| !removes.contains(key));
-    for (key, value) in updates {
-        labels.insert(key, json!(value));
-    }
-    // the service's labels are those of its next revision
-    let mut of_revision = labels.clone();
-    of_revision.retain(|key, _| !is_reserved(key));
-    let template = object(service, &["spec", "template", "metadata", "labels"])?;
-    if let Some(nonce) = template.remove(NONCE) {
-        of_revision.insert(NONCE.to_owned(), nonce);
-    }
-    *template = of_revision;
-    Ok(true)
 }
 
 /// Whether a label or annotation belongs to the platform.

@@ -467,6 +467,14 @@ fn traffic_lines(pairs: &[Pair], ink: Ink) -> Vec<String> {
         .map(|pair| pair.shown_percent().chars().count())
         .max()
         .unwrap_or(0);
+    let state = |tag: &PairTag| match (tag.asked, tag.has) {
+        (true, false) => " (Adding)",
+        (false, true) => " (Deleting)",
+        (true, true) | (false, false) => "",
+    };
+    let label = |tag: &PairTag| format!("{}{}:", tag.tag, state(tag));
+    let all = pairs.iter().flat_map(|pair| &pair.tags);
+    let widest_tag = all.map(|tag| label(tag).chars().count()).max().unwrap_or(0);
     let mut lines = Vec::new();
     for pair in pairs {
         lines.push(format!(
@@ -475,12 +483,7 @@ fn traffic_lines(pairs: &[Pair], ink: Ink) -> Vec<String> {
             ink.bold(&pair.shown_revision())
         ));
         for tag in &pair.tags {
-            let state = match (tag.asked, tag.has) {
-                (true, false) => " (Adding)",
-                (false, true) => " (Deleting)",
-                (true, true) | (false, false) => "",
-            };
-            let line = format!("{:width$}{}{state}: {}", "", tag.tag, tag.url, width = widest + 5);
+            let line = format!("{:width$}{:<widest_tag$} {}", "", label(tag), tag.url, width = widest + 5);
             lines.push(line.trim_end().to_owned());
         }
     }

@@ -8,19 +8,23 @@
 
 mod call;
 mod change;
+mod enable;
 mod error;
 mod flag;
 mod format;
 mod human;
 mod iam;
 mod import;
+mod key;
 mod not_served;
 mod outside;
 mod property;
+mod release;
 mod revision;
 mod service;
 mod stage;
 mod surroundings;
+mod template;
 mod token;
 mod traffic;
 mod trust;
@@ -97,8 +101,8 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
             Revisions::Delete(delete) => revision::delete(outside, &order, delete),
         },
         Word::Run(Run::Regions(Regions::List(listing))) => service::regions(outside, &order, listing),
-        Word::Services(Apis::Enable { services }) => service::enable(outside, &order, services),
-        Word::Services(Apis::List { listing, .. }) => service::apis(outside, &order, listing),
+        Word::Services(Apis::Enable { services }) => enable::run(outside, &order, services),
+        Word::Services(Apis::List { listing, .. }) => enable::list(outside, &order, listing),
         Word::Config(config) => property::run(outside, global, config),
         Word::Auth(auth) => token::run(outside, global, auth),
         Word::Images(Images::Import(import)) => import::run(outside, global, import),

@@ -2,7 +2,6 @@
 //!
 //! All of it is handed in by the binary, so that a test can stand where a terminal stands.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -68,7 +67,7 @@ pub struct Outside<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exec {
     pub program: PathBuf,
-    pub words: Vec<OsString>,
+    pub words: Vec<String>,
     pub set: Vec<(String, String)>,
     pub unset: Vec<String>,
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::call::Server;
 use crate::format::Column;
 use crate::words::{DeleteRevision, ListRevisions};
-use crate::{Error, Order, Outside, human, service};
+use crate::{Error, Order, Outside, human, release};
 
 const COLUMNS: &[Column] = &[
     Column {
@@ -82,7 +82,7 @@ pub(crate) fn delete(outside: &mut Outside<'_>, order: &Order<'_>, delete: &Dele
     let revision = &delete.revision;
     order.confirm(outside, &format!("Revision [{revision}] will be deleted."))?;
     let asynchronous = delete.wait.asynchronous;
-    service::remove(outside, &server, "revisions", revision, asynchronous).map_err(|error| {
+    release::remove(outside, &server, "revisions", revision, asynchronous).map_err(|error| {
         if error.is_not_found() {
             Error::Failed(format!("Cannot find revision [{revision}]"))
         } else {

@@ -129,7 +129,8 @@ impl Stages {
         if outside.err_is_terminal {
             self.draw(outside, State::Done, " Done.");
         } else {
-            outside.say("Done.");
+            // gcloud ends a tracker of stages and a plain one in these two ways.
+            outside.say(if self.each.is_empty() { "done." } else { "Done." });
         }
     }
 

@@ -4,8 +4,6 @@
 //! Homerun does not serve is refused by name (`not_served`), so that nothing is accepted and
 //! ignored.
 
-use std::ffi::OsString;
-
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::flag::{self, List, OrDefault, Pairs, Percents};
@@ -76,7 +74,6 @@ pub(crate) enum Word {
     /// Print the shell exports that point gcloud at this Homerun
     Env(Env),
     /// Run Google's gcloud against this Homerun
-    #[command(disable_help_flag = true)]
     Gcloud(Gcloud),
     /// Install the local certificate authority in this machine's trust store
     Trust(Trust),
@@ -441,9 +438,9 @@ pub(crate) struct Env {
 
 #[derive(Debug, Args)]
 pub(crate) struct Gcloud {
-    /// Words for gcloud
+    /// Words for gcloud, all that follow
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) words: Vec<OsString>,
+    pub(crate) words: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -468,12 +465,33 @@ pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Ear
         [beta, rest @ ..] if beta == "beta" => rest,
         all => all,
     };
+    // what follows `gcloud` is not ours to understand, not even `--quiet`
+    let (words, for_gcloud) = match first(words) {
+        Some(at) if words[at] == "gcloud" => words.split_at(at + 1),
+        Some(_) | None => (words, &[] as &[String]),
+    };
     let grammar = Words::command().name(program).bin_name(program);
     let given = std::iter::once(program.to_owned()).chain(words.iter().cloned());
-    grammar
+    let mut read = grammar
         .try_get_matches_from(given)
         .and_then(|matches| <Words as clap::FromArgMatches>::from_arg_matches(&matches))
-        .map_err(|error| not_served::early(&error, words))
+        .map_err(|error| not_served::early(&error, words))?;
+    if let Word::Gcloud(gcloud) = &mut read.word {
+        gcloud.words = for_gcloud.to_vec();
+    }
+    Ok(read)
+}
+
+/// Flags before the first word that take a value of their own.
+const WITH_VALUE: [&str; 4] = ["--api", "--project", "--region", "--format"];
+
+/// Where the first word stands that is no flag.
+fn first(words: &[String]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
+        at += if WITH_VALUE.contains(&word.as_str()) { 2 } else { 1 };
+    }
+    (at < words.len()).then_some(at)
 }
 
 /// The words of the command without its flags and arguments, joined by dots, as errors name it.
@@ -488,7 +506,7 @@ pub(crate) fn path(words: &[String]) -> String {
             path.push(word.clone());
             grammar = found.clone();
         } else if word.starts_with('-') {
-            skip = ["--api", "--project", "--region", "--format"].contains(&word.as_str());
+            skip = WITH_VALUE.contains(&word.as_str());
         } else if word != "beta" {
             break;
         }

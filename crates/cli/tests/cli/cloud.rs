@@ -437,13 +437,21 @@ fn newest(state: &State, service: &str) -> String {
 fn settle(state: &mut State, name: &str) {
     let mut service = state.services[name].clone();
     let condition = |kind: &str, status: &str, message: &str| json!({"type": kind, "status": status, "message": message, "lastTransitionTime": "2026-11-25T00:00:00Z"});
+    let is_bad = service["spec"]["template"]["spec"]["containers"][0]["image"] == "bad";
+    let message = "The container exited with code 3: no such file";
     if name.starts_with("fail") {
-        let message = "The container exited with code 3: no such file";
         service["status"]["conditions"] = json!([
             condition("Ready", "False", message),
             condition("ConfigurationsReady", "False", message),
             condition("RoutesReady", "Unknown", "")
         ]);
+    } else if is_bad {
+        service["status"]["conditions"] = json!([
+            condition("Ready", "False", message),
+            condition("ConfigurationsReady", "False", message),
+            condition("RoutesReady", "True", "")
+        ]);
+        service["status"]["traffic"] = service["spec"]["traffic"].clone();
     } else {
         let latest = service["status"]["latestCreatedRevisionName"].clone();
         service["status"]["latestReadyRevisionName"] = latest.clone();

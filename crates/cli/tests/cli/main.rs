@@ -704,12 +704,23 @@ fn googles_gcloud_is_run_with_the_configuration() {
         ..Seat::default()
     };
     let ran = cloud.run_as(
-        &["gcloud", "run", "services", "list", "--quiet", "--format=json"],
+        &[
+            "gcloud",
+            "--quiet",
+            "run",
+            "services",
+            "list",
+            "--format=json",
+            "--help",
+        ],
         &seat,
     );
     let exec = ran.exec.expect("was called");
     assert_eq!(exec.program, bin.join("gcloud"));
-    assert_eq!(exec.words, ["run", "services", "list", "--quiet", "--format=json"]);
+    assert_eq!(
+        exec.words,
+        ["--quiet", "run", "services", "list", "--format=json", "--help"]
+    );
     assert_eq!(exec.unset, ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"]);
     let config = ("CLOUDSDK_CONFIG".to_owned(), own.display().to_string());
     assert!(exec.set.contains(&config), "{:?}", exec.set);
@@ -776,4 +787,29 @@ fn a_layout_is_pushed_from_a_directory_and_from_a_tar() {
     assert!(none.err.contains("is no OCI image layout"), "{}", none.err);
     let name = cloud.run(&["images", "import", dir.to_str().expect("text"), "app:v1"]);
     assert_eq!(name.code, 2);
+}
+
+#[test]
+fn a_rollback_works_after_a_deploy_that_failed() {
+    let cloud = Cloud::start();
+    deploy(&cloud, "a");
+    let failed = cloud.run(&["run", "deploy", "a", "--image=bad", "--quiet"]);
+    assert_eq!(failed.code, 1);
+    assert!(
+        failed.err.contains("The container exited with code 3"),
+        "{}",
+        failed.err
+    );
+    let shown = cloud.run(&["run", "services", "describe", "a"]).ok().out;
+    assert!(shown.starts_with("! Service a"), "{shown}");
+    let back = cloud.run(&[
+        "run",
+        "services",
+        "update-traffic",
+        "a",
+        "--to-revisions=a-00001-abc=100",
+    ]);
+    let back = back.ok();
+    assert!(back.out.contains("  100% a-00001-abc"), "{}", back.out);
+    assert!(back.err.ends_with("Routing traffic... done\nDone.\n"), "{}", back.err);
 }
