@@ -238,7 +238,8 @@ impl Scaling {
             concurrency: revision.template.concurrency.get(),
         };
         let observation = Observation {
-            in_flight: asked.map_or(0, |asked| asked.in_flight),
+            // What a draining instance still serves asks for no other.
+            in_flight: ready.iter().map(|id| in_flight_on(id)).sum(),
             queued: asked.map_or(0, |asked| asked.queued),
             starting,
             ready: count(ready.len()),

@@ -47,8 +47,30 @@ pub(crate) fn main(words: &[OsString]) -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    if let Some(variable) = proxied_to_ourselves(&config) {
+        crate::complain(
+            "up",
+            &format!(
+                "{variable} names this Homerun's own API port, so that every pull would come back to it: unset it for `homerun up`"
+            ),
+        );
+        return ExitCode::from(2);
+    }
     log_to_stderr();
     crate::exit("up", run(config))
+}
+
+/// The exports of `homerun env --all` are for clients.
+fn proxied_to_ourselves(config: &Config) -> Option<&'static str> {
+    let own = config.api.to_string();
+    ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
+        .into_iter()
+        .find(|name| {
+            std::env::var(name).is_ok_and(|value| {
+                let authority = value.rsplit_once("://").map_or(value.as_str(), |(_, rest)| rest);
+                authority.trim_end_matches('/') == own
+            })
+        })
 }
 
 fn log_to_stderr() {
