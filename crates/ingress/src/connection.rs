@@ -1,5 +1,6 @@
 //! One client connection: which protocol it speaks, its requests, its end.
 //!
+//! A client that does not read its answer keeps its slot for the request's timeout and at most twice that limit more.
 //! A connection without a request in progress for [`Limits::quiet`] is closed: a client that opens it and says nothing,
 //! or half a head, or falls silent between requests, holds nothing for long.
 
@@ -19,12 +20,14 @@ use tokio::{
     sync::watch,
     time::Instant,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{Arrival, Ingress, listen::Limits};
 
 /// Requests at a time on one HTTP/2 connection (Cloud Run quotas).
 const HTTP2_STREAMS: u32 = 100;
+/// For a quiet client to take note that its connection ends.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// With which an HTTP/2 client that knows the server begins (RFC 9113, 3.4); no HTTP/1 request does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
@@ -41,18 +44,43 @@ pub(crate) async fn serve(
 ) {
     // A peer that is gone already is seen at the first read.
     let _ = stream.set_nodelay(true);
-    let Some(acceptor) = acceptor else {
-        let is_http2 = tokio::time::timeout(limits.quiet, begins_as_http2(&stream)).await;
-        if let Ok(Ok(is_http2)) = is_http2 {
+    let mut stopping = stop.clone();
+    let begun = tokio::select! {
+        begun = begin(stream, acceptor, limits) => begun,
+        // Nothing was asked yet.
+        _ = stopping.changed() => None,
+    };
+    match begun {
+        None => {}
+        Some(Begun::Plain(stream, is_http2)) => {
             let arrival = Arrival::new(ip, Scheme::Http);
             converse(ingress, stream, is_http2, arrival, limits, stop).await;
         }
-        return;
-    };
-    if let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await {
-        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        let arrival = Arrival::new(ip, Scheme::Https);
-        converse(ingress, stream, is_http2, arrival, limits, stop).await;
+        Some(Begun::Encrypted(stream)) => {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            let arrival = Arrival::new(ip, Scheme::Https);
+            converse(ingress, *stream, is_http2, arrival, limits, stop).await;
+        }
+    }
+}
+
+enum Begun {
+    Plain(TcpStream, bool),
+    Encrypted(Box<TlsStream<TcpStream>>),
+}
+
+/// The protocol's first words. None: they did not come in time, or made no sense.
+async fn begin(stream: TcpStream, acceptor: Option<TlsAcceptor>, limits: Limits) -> Option<Begun> {
+    match acceptor {
+        None => {
+            let looked = tokio::time::timeout(limits.quiet, begins_as_http2(&stream));
+            let is_http2 = looked.await.ok()?.ok()?;
+            Some(Begun::Plain(stream, is_http2))
+        }
+        Some(acceptor) => {
+            let accepted = tokio::time::timeout(limits.handshake, acceptor.accept(stream));
+            Some(Begun::Encrypted(Box::new(accepted.await.ok()?.ok()?)))
+        }
     }
 }
 
@@ -84,7 +112,8 @@ async fn converse(
     }
 }
 
-/// Drives a connection, ends it gracefully when told to stop, and drops it when it is quiet for too long.
+/// Drives a connection. Ends it gracefully when told to stop and when it is quiet for too long; drops it when that does
+/// not help, and when its client does not read what it asked for.
 async fn attend<C>(connection: C, finish: fn(Pin<&mut C>), arrival: Arrival, limits: Limits, mut stop: Stop)
 where
     C: Future<Output = hyper::Result<()>>,
@@ -93,6 +122,7 @@ where
     let mut look = std::pin::pin!(tokio::time::sleep(limits.quiet));
     let mut seen_before = 0;
     let mut stopping = false;
+    let mut quiet = false;
     loop {
         tokio::select! {
             // How it failed concerns its client alone, and each request has its record.
@@ -102,12 +132,22 @@ where
                 finish(connection.as_mut());
             }
             () = look.as_mut() => {
-                let (open, seen) = arrival.requests();
-                if open == 0 && seen == seen_before {
+                let now = Instant::now();
+                if now.checked_sub(limits.quiet).is_some_and(|limit| arrival.is_overdue(limit)) {
                     return;
                 }
+                let (open, seen) = arrival.requests();
+                let silent = open == 0 && seen == seen_before;
+                if silent && quiet {
+                    return;
+                }
+                if silent {
+                    finish(connection.as_mut());
+                }
+                quiet = silent;
                 seen_before = seen;
-                look.as_mut().reset(Instant::now() + limits.quiet);
+                let pause = if silent { limits.quiet.min(GOODBYE) } else { limits.quiet };
+                look.as_mut().reset(now + pause);
             }
         }
     }

@@ -68,7 +68,12 @@ pub(crate) fn refuse_upgrade(request: &Request<Incoming>) -> Result<(), Refusal>
 
 /// Makes the client's request the container's: its own fields off, the contract's on, the target in the form that the
 /// protocol wants. Trace context is apart, in `trace`.
-pub(crate) fn prepare(parts: &mut request::Parts, host: HeaderValue, arrival: &Arrival, protocol: Protocol) {
+pub(crate) fn prepare(
+    parts: &mut request::Parts,
+    host: HeaderValue,
+    arrival: &Arrival,
+    protocol: Protocol,
+) -> Result<(), Refusal> {
     let headers = &mut parts.headers;
     let trailers = wants_trailers(headers);
     strip_hop_by_hop(headers);
@@ -96,11 +101,13 @@ pub(crate) fn prepare(parts: &mut request::Parts, host: HeaderValue, arrival: &A
         Protocol::H2c => {
             headers.remove(header::HOST);
             target.scheme = Some(uri::Scheme::HTTP);
+            let malformed = Refusal::Malformed("Bad request: malformed host.");
             target.authority = uri::Authority::try_from(host.as_bytes()).ok();
-            parts.uri = Uri::from_parts(target).unwrap_or_default();
+            parts.uri = Uri::from_parts(target).map_err(|_| malformed)?;
             parts.version = Version::HTTP_2;
         }
     }
+    Ok(())
 }
 
 /// Makes the container's answer the client's.

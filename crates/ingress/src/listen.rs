@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -235,6 +235,7 @@ impl Work {
         let mut connections = JoinSet::new();
         let mut pruning = tokio::time::interval(PRUNE_EVERY);
         let mut stop = self.stop.clone();
+        let mut room = None;
         let deadline = loop {
             let (accepted, acceptor) = tokio::select! {
                 _ = stop.changed() => {
@@ -246,13 +247,20 @@ impl Work {
                     upstream::prune();
                     continue;
                 }
-                accepted = accept(http.as_ref(), &self.room) => (accepted, None),
-                accepted = accept(https.as_ref(), &self.room) => (accepted, acceptor.clone()),
+                permit = self.room.clone().acquire_owned(), if room.is_none() => {
+                    room = Some(permit.expect("it is never closed"));
+                    continue;
+                }
+                accepted = accept(http.as_ref()), if room.is_some() => (accepted, None),
+                accepted = accept(https.as_ref()), if room.is_some() => {
+                    (accepted, acceptor.clone())
+                }
             };
+            let permit = room.take();
             let ingress = self.ingress.clone();
             let (stop, limits) = (self.stop.clone(), self.limits);
             connections.spawn(async move {
-                let Accepted { stream, peer, permit } = accepted;
+                let (stream, peer) = accepted;
                 connection::serve(ingress, stream, peer.ip(), acceptor, limits, stop).await;
                 drop(permit);
             });
@@ -267,23 +275,14 @@ impl Work {
     }
 }
 
-struct Accepted {
-    stream: TcpStream,
-    peer: SocketAddr,
-    permit: OwnedSemaphorePermit,
-}
-
-/// The next connection, once there is room for it. Pends for ever without a listener.
-async fn accept(listener: Option<&TcpListener>, room: &Arc<Semaphore>) -> Accepted {
+/// The next connection. Pends for ever without a listener.
+async fn accept(listener: Option<&TcpListener>) -> (TcpStream, SocketAddr) {
     let Some(listener) = listener else {
         return std::future::pending().await;
     };
-    let permit = room.clone().acquire_owned().await.expect("it is never closed");
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                return Accepted { stream, peer, permit };
-            }
+            Ok(accepted) => return accepted,
             Err(error) => {
                 // Out of file descriptors, mostly: waiting lets some be given back.
                 tracing::warn!(%error, "cannot accept a connection");

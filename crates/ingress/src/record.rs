@@ -21,7 +21,7 @@ pub(crate) struct Tally {
     started: Instant,
     timeout: Duration,
     upload: Option<Arc<Upload>>,
-    _open: Open,
+    open: Open,
 }
 
 impl Tally {
@@ -65,17 +65,18 @@ impl Tally {
             started: Instant::now(),
             timeout: Duration::ZERO,
             upload: None,
-            _open: arrival.open(),
+            open: arrival.open(),
         }
-    }
-
-    pub(crate) fn started(&self) -> Instant {
-        self.started
     }
 
     /// Of the request, once its revision is drawn.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// When the request must have ended.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.started + self.timeout
     }
 
     fn record(&mut self) -> &mut RequestRecord {
@@ -89,6 +90,7 @@ impl Tally {
     pub(crate) fn drawn(&mut self, target: &RouteTarget) {
         self.record().revision = Some(target.revision.clone());
         self.timeout = target.timeout.duration();
+        self.open.ends_by(self.started + self.timeout);
     }
 
     pub(crate) fn admitted(&mut self, instance: &InstanceId) {

@@ -61,11 +61,11 @@ impl Ingress {
             return Err(Refusal::RequestTooLarge);
         }
 
-        let deadline = tally.started() + target.timeout.duration();
+        let deadline = tally.deadline();
         let held = self.gates.enter(target, deadline).await?;
         tally.admitted(held.instance());
 
-        header::prepare(&mut parts, host, arrival, target.protocol);
+        header::prepare(&mut parts, host, arrival, target.protocol)?;
         let (body, upload) = Outgoing::new(body, limit);
         tally.uploads(upload.clone());
         let request = Request::from_parts(parts, body);

@@ -1,5 +1,10 @@
-//! The ingress between real clients and real servers, over loopback: every case that does not depend on the client's
+//! The ingress between real clients and real servers, over loopback. A case whose outcome could depend on the client's
 //! protocol runs over HTTP/1.1 and HTTP/2, plain and encrypted.
 
+mod closing;
+mod failing;
+mod hostile;
+mod passing;
 mod routing;
 mod stage;
+mod waiting;

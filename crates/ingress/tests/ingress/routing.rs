@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use model::Protocol;
+use model::{Member, Protocol};
 
-use crate::stage::{Client, Server, Settings, Stage, VIAS, id, ready};
+use crate::stage::{Client, OWNER, Server, Settings, Stage, VIAS, empty, id, ready};
 
 const R1: &str = "hello-00001-aaa";
 const R2: &str = "hello-00002-bbb";
@@ -79,4 +79,86 @@ async fn half_and_half() {
         let connections = server.connections.load(std::sync::atomic::Ordering::SeqCst);
         assert!(connections <= 4, "{connections} connections for 1,000 requests");
     }
+}
+
+#[tokio::test]
+async fn unknown_hosts_and_services_without_a_revision() {
+    let stage = Stage::set();
+    for via in VIAS {
+        let answer = stage.get(via, "/").await;
+        assert_eq!(answer.status, 404, "{via:?}");
+        assert!(answer.text.contains("Page not found"), "{}", answer.text);
+    }
+    stage.route(&[], &Settings::default()).await;
+    for via in VIAS {
+        let answer = stage.get(via, "/").await;
+        assert_eq!(answer.status, 503, "{via:?}");
+        assert!(answer.text.contains("No revision of this service is ready yet"));
+    }
+    let records = stage.records(8).await;
+    assert!(records[0].service.is_none() && records[7].service.is_some());
+    assert!(records.iter().all(|record| record.revision.is_none()));
+}
+
+#[tokio::test]
+async fn only_invokers_pass_and_tokens_lose_their_signature() {
+    let stage = Stage::set();
+    let server = Server::mirror(Protocol::Http1).await;
+    stage.place(id(1), &server);
+    let settings = Settings {
+        invokers: vec![Member::User("friend@example.com".to_owned())],
+        ..Settings::default()
+    };
+    stage.route(&[(R1, 100, None)], &settings).await;
+    stage.publish(&[(R1, ready(&[1]))]).await;
+    let (friend, stranger) = (
+        "Bearer head.friend@example~com.signature",
+        "bearer head.stranger@example~com.signature",
+    );
+    let owner = format!("Bearer head.{}.signature", OWNER.replace('.', "~"));
+    let none = "";
+    // authorization, x-serverless-authorization, status
+    let cases = [
+        (none, none, 403),
+        ("Basic eDp5", none, 403),
+        ("Bearer ", none, 403),
+        ("Bearer head.friend@example~com.forged", none, 401),
+        ("Bearer nonsense", none, 401),
+        (stranger, none, 403),
+        (friend, none, 200),
+        (&owner, none, 200),
+        (stranger, friend, 200),
+        ("Basic eDp5", friend, 200),
+        (friend, stranger, 403),
+    ];
+    for via in VIAS {
+        let mut client = Client::open(&stage, via).await;
+        for (authorization, serverless, status) in cases {
+            let mut request = client.request("GET", "/");
+            if !authorization.is_empty() {
+                request = request.header("authorization", authorization);
+            }
+            if !serverless.is_empty() {
+                request = request.header("x-serverless-authorization", serverless);
+            }
+            let request = request.body(empty()).expect("a request");
+            let answer = client.send(request).await;
+            let case = format!("{via:?} {authorization} / {serverless}: {answer:?}");
+            assert_eq!(answer.status, status, "{case}");
+            assert_eq!(answer.headers.contains_key("www-authenticate"), status == 401, "{case}");
+            if status == 200 {
+                assert!(!answer.text.contains("serverless"), "{case}");
+                let seen = if serverless.is_empty() {
+                    let placeholder = "SIGNATURE_REMOVED_BY_GOOGLE";
+                    authorization.replace("signature", placeholder)
+                } else {
+                    authorization.to_owned()
+                };
+                assert!(answer.text.contains(&format!("authorization: {seen}\n")), "{case}");
+            }
+        }
+    }
+    let records = stage.records(44).await;
+    let forged = records[3].refusal.as_deref().expect("a reason");
+    assert!(forged.contains("the signature does not fit"), "{forged}");
 }

@@ -3,12 +3,15 @@
 use std::{
     collections::{BTreeMap, HashMap},
     convert::Infallible,
+    fmt::Write as _,
     net::SocketAddr,
     num::NonZeroUsize,
+    pin::Pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -21,7 +24,7 @@ use homerun_ingress::{
 use http::{Request, Response, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::{
-    body::Incoming,
+    body::{Frame, Incoming},
     client::conn::{http1, http2},
     service::service_fn,
 };
@@ -489,7 +492,8 @@ impl Server {
         Self::start(protocol, |request| async move {
             let mut text = format!("{} {} {:?}\n", request.method(), request.uri(), request.version());
             for (name, value) in request.headers() {
-                text += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+                let value = String::from_utf8_lossy(value.as_bytes());
+                writeln!(text, "{name}: {value}").expect("a string takes any write");
             }
             Response::new(full(text))
         })
@@ -553,7 +557,7 @@ impl Client {
                     .with_no_client_auth();
                 config.alpn_protocols = match via {
                     Via::Tls2 => vec![b"h2".to_vec()],
-                    _ => vec![b"http/1.1".to_vec()],
+                    Via::Http1 | Via::H2c | Via::Tls1 => vec![b"http/1.1".to_vec()],
                 };
                 let name = ServerName::try_from(host.clone()).expect("a name");
                 let stream = TcpStream::connect(stage.https).await.expect("connects");
@@ -636,5 +640,39 @@ pub(crate) async fn whole(response: Response<Incoming>) -> Answer {
         status: parts.status.as_u16(),
         headers: parts.headers,
         text: String::from_utf8_lossy(&bytes).into_owned(),
+    }
+}
+
+/// A body whose frames come from the other end of a channel; it ends when that is dropped.
+pub(crate) struct Piped(tokio::sync::mpsc::Receiver<Frame<Bytes>>);
+
+pub(crate) fn piped() -> (tokio::sync::mpsc::Sender<Frame<Bytes>>, TestBody) {
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    (sender, Piped(receiver).boxed_unsync())
+}
+
+pub(crate) fn chunk(text: impl Into<Bytes>) -> Frame<Bytes> {
+    Frame::data(text.into())
+}
+
+impl hyper::body::Body for Piped {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+    }
+}
+
+/// The next piece of a body, as text; None at its end.
+pub(crate) async fn next(body: &mut Incoming) -> Option<String> {
+    loop {
+        let wait = tokio::time::timeout(Duration::from_secs(5), body.frame());
+        let frame = wait.await.expect("a frame within 5 s")?;
+        let data = frame.expect("no error").into_data().expect("data");
+        // HTTP/2 may end with an empty frame.
+        if !data.is_empty() {
+            return Some(String::from_utf8_lossy(&data).into_owned());
+        }
     }
 }
