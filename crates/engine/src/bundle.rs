@@ -209,3 +209,114 @@ fn mounts(spec: &InstanceSpec) -> Value {
         mount("/sys/fs/cgroup", "cgroup", words("nosuid,noexec,nodev,relatime,ro")),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use model::{CpuAllocation, EnvVar, InstanceId, Probe, Region, RevisionKey, Sandbox, ServiceKey};
+
+    use super::*;
+
+    fn spec() -> InstanceSpec {
+        InstanceSpec {
+            id: InstanceId::new([0xab; 12]),
+            of: RevisionKey {
+                service: ServiceKey {
+                    region: Region::parse("us-central1").expect("a region"),
+                    name: "hello".parse().expect("a name"),
+                },
+                name: "hello-00001-abc".parse().expect("a name"),
+            },
+            image: String::new(),
+            command: Vec::new(),
+            args: Vec::new(),
+            working_dir: None,
+            env: vec![EnvVar {
+                name: "PORT".to_owned(),
+                value: "8080".to_owned(),
+            }],
+            port: 8080,
+            cpu_millis: 500,
+            memory_bytes: 512 << 20,
+            startup_cpu_boost: false,
+            cpu_allocation: CpuAllocation::Request,
+            startup_probe: Probe::implicit(NonZeroU16::new(8080).expect("not zero")),
+            sandbox: Sandbox::Gen2,
+        }
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["/server".to_owned()],
+            cmd: vec!["--fast".to_owned()],
+            env: vec!["LANG=C".to_owned(), "PORT=1".to_owned()],
+            working_dir: "/app".to_owned(),
+            user: "1000".to_owned(),
+            ..ImageConfig::default()
+        }
+    }
+
+    fn lodging(one_tree: bool) -> Lodging<'static> {
+        Lodging {
+            root: Path::new("/run/homerun/0123abcd/box/merged"),
+            first_id: 0x7001_0000,
+            groups: "/homerun-0123abcd/iabababababababababababab".to_owned(),
+            one_tree,
+            limits_swap: true,
+            open_files: 20_000,
+        }
+    }
+
+    fn of(spec: &InstanceSpec, one_tree: bool) -> Value {
+        let user = User {
+            uid: 1000,
+            gid: 1001,
+            groups: vec![7],
+        };
+        let made = configuration(spec, &image(), &user, &lodging(one_tree));
+        let mut made = made.expect("a command is there");
+        // Long; what it does is tested from the inside of an instance.
+        made["linux"]["seccomp"]["syscalls"] = json!("...");
+        made
+    }
+
+    #[test]
+    fn version_1() {
+        insta::assert_json_snapshot!(of(&spec(), false));
+    }
+
+    #[test]
+    fn version_2() {
+        insta::assert_json_snapshot!(of(&spec(), true));
+    }
+
+    #[test]
+    fn a_boosted_start_has_no_quota() {
+        let mut spec = spec();
+        spec.startup_cpu_boost = true;
+        let cpu = &of(&spec, false)["linux"]["resources"]["cpu"];
+        assert_eq!(*cpu, json!({"shares": 512, "period": 100_000}));
+    }
+
+    #[test]
+    fn commands_and_arguments_replace_the_images_own() {
+        let arguments = |command: &[&str], own: &[&str]| {
+            let mut spec = spec();
+            spec.command = command.iter().map(|word| (*word).to_owned()).collect();
+            spec.args = own.iter().map(|word| (*word).to_owned()).collect();
+            of(&spec, false)["process"]["args"].clone()
+        };
+        assert_eq!(arguments(&[], &[]), json!(["/server", "--fast"]));
+        assert_eq!(arguments(&[], &["-a"]), json!(["/server", "-a"]));
+        assert_eq!(arguments(&["/b"], &[]), json!(["/b"]));
+        assert_eq!(arguments(&["/b"], &["-c"]), json!(["/b", "-c"]));
+    }
+
+    #[test]
+    fn nothing_to_run_is_an_error() {
+        let empty = ImageConfig::default();
+        let made = configuration(&spec(), &empty, &User::default(), &lodging(false));
+        assert_eq!(made, Err(BundleError::NoCommand));
+    }
+}

@@ -151,12 +151,24 @@ impl Groups {
         Ok(root.join(&self.path).join(name))
     }
 
-    /// Makes our own group where there is one, and moves the calling process into it.
+    /// Makes a group of our own in the hierarchy where all our processes are, and moves the calling one into it.
     pub(crate) fn enter_home(&self) -> io::Result<()> {
-        let Some(home) = self.layout.home() else {
-            return Ok(());
-        };
-        let directory = home.join(&self.path);
+        self.layout.home().map_or(Ok(()), |home| self.enter(home))
+    }
+
+    /// Makes the group that the runtime does not know of, where the layout has one, and moves the calling process into
+    /// it: what the runtime starts is then born there.
+    pub(crate) fn enter_unified(&self) -> io::Result<()> {
+        match &self.layout {
+            Layout::V1 {
+                unified: Some(root), ..
+            } => self.enter(root),
+            Layout::V1 { unified: None, .. } | Layout::V2 { .. } => Ok(()),
+        }
+    }
+
+    fn enter(&self, root: &Path) -> io::Result<()> {
+        let directory = root.join(&self.path);
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("cgroup.procs"), "0")
     }
@@ -359,4 +371,96 @@ fn remove_tree(tree: &Path) -> bool {
         let _ = fs::remove_dir(group);
     }
     !tree.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+24 1 0:22 / /sys rw,relatime - sysfs sysfs rw
+30 24 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+31 24 0:30 / /sys/fs/cgroup/memory rw,relatime shared:3 - cgroup cgroup rw,memory
+32 24 0:31 / /sys/fs/cgroup/pids,freezer rw,relatime - cgroup cgroup rw,pids,freezer
+33 24 0:32 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const ONE_TREE: &str = "30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    fn groups(layout: &Layout) -> Groups {
+        Groups::new(layout, "0123abcd", "iab")
+    }
+
+    #[test]
+    fn layouts() {
+        let hybrid = Layout::parse(HYBRID).expect("mounted");
+        assert_eq!(hybrid.roots().len(), 4);
+        assert_eq!(hybrid.controller("freezer"), hybrid.controller("pids"));
+        assert_eq!(hybrid.home(), Some(Path::new("/sys/fs/cgroup/unified")));
+        let without = HYBRID.lines().filter(|line| !line.contains("cgroup2"));
+        let without = Layout::parse(&without.collect::<Vec<_>>().join("\n")).expect("mounted");
+        assert_eq!(without.home(), Some(Path::new("/sys/fs/cgroup/pids,freezer")));
+        let root = PathBuf::from("/sys/fs/cgroup");
+        assert_eq!(Layout::parse(ONE_TREE), Some(Layout::V2 { root }));
+        assert_eq!(Layout::parse("24 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
+        // A part of a tree, as seen in a container, is not enough.
+        assert_eq!(Layout::parse(&ONE_TREE.replace(" / ", " /docker/1 ")), None);
+    }
+
+    #[test]
+    fn the_files_of_version_2() {
+        let root = tempfile::tempdir().expect("a directory");
+        let layout = Layout::V2 {
+            root: root.path().to_owned(),
+        };
+        let groups = groups(&layout);
+        let group = root.path().join("homerun-0123abcd/iab");
+        fs::create_dir_all(&group).expect("made");
+        let file = |name: &str| fs::read_to_string(group.join(name)).expect(name);
+        fs::write(group.join("cgroup.freeze"), "0").expect("written");
+        fs::write(
+            group.join("memory.events"),
+            "low 0\nmax 5\noom 1\noom_kill 2\noom_group_kill 1\n",
+        )
+        .expect("written");
+        fs::write(group.join("memory.peak"), "4096\n").expect("written");
+
+        groups.set_cpu(Some(250)).expect("written");
+        assert_eq!(file("cpu.max"), "25000 100000");
+        groups.set_cpu(None).expect("written");
+        assert_eq!(file("cpu.max"), "max 100000");
+        let freezer = groups.freezer().expect("opened");
+        freezer.freeze(true).expect("written");
+        assert_eq!(file("cgroup.freeze"), "1");
+        freezer.freeze(false).expect("written");
+        assert_eq!(file("cgroup.freeze"), "0");
+        let kills = groups.memory_kills().expect("opened");
+        assert_eq!(kills.count(), 2);
+        assert_eq!(groups.memory_peak().expect("read"), 4096);
+        groups.memory_alarm(&kills).expect("watched");
+    }
+
+    #[test]
+    fn version_1_alone_has_its_own_freezer() {
+        let root = tempfile::tempdir().expect("a directory");
+        let group = root.path().join("homerun-0123abcd/iab");
+        fs::create_dir_all(&group).expect("made");
+        fs::write(group.join("freezer.state"), "").expect("written");
+        let layout = Layout::V1 {
+            hierarchies: BTreeMap::from([("freezer".to_owned(), root.path().to_owned())]),
+            unified: None,
+        };
+        let freezer = groups(&layout).freezer().expect("opened");
+        freezer.freeze(true).expect("written");
+        assert_eq!(fs::read_to_string(group.join("freezer.state")).expect("read"), "FROZEN");
+    }
+
+    #[test]
+    fn counters_and_quotas() {
+        assert_eq!(count_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"), 3);
+        assert_eq!(count_kills(""), 0);
+        assert_eq!(
+            [quota_micros(1), quota_micros(80), quota_micros(2000)],
+            [1000, 8000, 200_000]
+        );
+    }
 }

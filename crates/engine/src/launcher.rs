@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "fork and signalfd have no safe form")]
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ffi::{OsStr, OsString},
     fs, io,
     os::{
@@ -182,9 +182,9 @@ impl Launcher {
 
     /// Starts the runtime's `create` in a child and returns the child.
     fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
-        if !self.user_namespaces.contains_key(&start.first_id) {
+        if let Entry::Vacant(place) = self.user_namespaces.entry(start.first_id) {
             let made = rootfs::user_namespace(start.first_id).map_err(rootfs::describe("make a user namespace"))?;
-            self.user_namespaces.insert(start.first_id, made);
+            place.insert(made);
         }
         // SAFETY: the process has one thread, so the child may do whatever the parent may.
         let pid = unsafe { libc::fork() };
@@ -210,7 +210,7 @@ impl Launcher {
                 rootfs::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
             }
             Groups::new(&self.layout, &self.duty.id8, &start.id)
-                .enter_home()
+                .enter_unified()
                 .map_err(rootfs::describe("enter the instance's control group"))?;
             rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
             rootfs::assemble(&run.place(), &start.layers, ids, start.first_id)?;
@@ -342,9 +342,7 @@ fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: sigemptyset initialises the set; the calls read it and touch nothing else.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        for signal in [libc::SIGCHLD] {
-            libc::sigaddset(set.as_mut_ptr(), signal);
-        }
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
         let watched = set.assume_init();
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
             libc::sigaddset(set.as_mut_ptr(), signal);

@@ -555,12 +555,11 @@ impl Inner {
             Report::Exited { id, end } => (id, Event::Exited(end)),
         };
         let entry = InstanceId::parse(&id).and_then(|id| self.entry(&id));
-        match entry {
-            Some(entry) => {
-                // Full only when it has ended long ago.
-                let _ = entry.events.try_send(event);
-            }
-            None => tracing::warn!(id, "the launcher reported an unknown instance"),
+        if let Some(entry) = entry {
+            // Full only when it has ended long ago.
+            let _ = entry.events.try_send(event);
+        } else {
+            tracing::warn!(id, "the launcher reported an unknown instance");
         }
     }
 }

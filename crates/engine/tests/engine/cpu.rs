@@ -79,3 +79,24 @@ async fn always_means_always() {
     assert!(second - first > 300, "{first} to {second}");
     lab.close().await;
 }
+
+/// The same, and more, on a machine that has version 1 of control groups alone: this one without its version 2 tree,
+/// which is unmounted for a process of its own.
+#[test]
+fn without_a_version_2_tree() {
+    let script = "umount -l /sys/fs/cgroup/unified && exec \"$@\"";
+    let status = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        .arg(std::env::current_exe().expect("this test"))
+        .args(["--exact", "--test-threads=1"])
+        .args([
+            "cpu::an_idle_instance_stands_still_and_a_busy_one_does_not",
+            "cpu::a_frozen_one_hears_sigterm",
+            "limits::the_first_kill_for_memory_ends_the_whole_instance",
+            "death::nothing_is_left_of_a_killed_server",
+            "serving::an_instance_serves_and_stops",
+        ])
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(status.expect("unshare runs").success());
+}

@@ -40,7 +40,7 @@ async fn a_server_to_be_killed() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     // And one whose creation is under way.
     engine.start(spec(&image, &["sleep"])).await.expect("accepted");
-    println!("\nREADY");
+    std::io::Write::write_all(&mut std::io::stdout(), b"\nREADY\n").expect("told");
     std::future::pending::<()>().await;
 }
 

@@ -38,10 +38,10 @@ async fn why_not_started(lab: &mut Lab, change: impl FnOnce(&mut model::Instance
     let id = lab.start(spec).await;
     let exit = lab.exit(&id).await;
     assert!(exit.last_lines.is_empty());
-    match exit.cause {
-        ExitCause::NotStarted(why) => why,
-        other => panic!("{other:?}"),
-    }
+    let ExitCause::NotStarted(why) = exit.cause else {
+        panic!("{:?}", exit.cause);
+    };
+    why
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +129,7 @@ async fn a_stubborn_one_is_killed_after_its_grace() {
     let begin = Instant::now();
     lab.engine.stop(&id, Duration::from_millis(1500)).await.expect("known");
     lab.until(&id, |state| *state == InstanceState::Stopping).await;
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(lab.text(&id, "/").await, "ok");
     assert_eq!(lab.exit(&id).await.cause, ExitCause::Stopped);
     let took = begin.elapsed();

@@ -142,12 +142,13 @@ async fn the_view_from_inside() {
     lab.close().await;
 }
 
+const EPERM: &str = "1";
+const ENOSYS: &str = "38";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn system_calls_that_reach_out_are_refused() {
     let mut lab = Lab::open().await;
     let id = lab.ready(lab.spec(&[])).await;
-    const EPERM: &str = "1";
-    const ENOSYS: &str = "38";
     let refused = [
         ("mount", 165, 0, EPERM),
         ("umount2", 166, 0, EPERM),

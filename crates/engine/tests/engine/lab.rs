@@ -9,8 +9,11 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
-    time::{Duration, Instant},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -228,7 +231,7 @@ impl Lab {
         let found = tokio::time::timeout(PATIENCE, found).await;
         match found {
             Ok(observed) => observed.expect("the engine lives").instances[id].clone(),
-            Err(_) => panic!("{id}: {:?}", self.observed.borrow().instances.get(id)),
+            Err(tokio::time::error::Elapsed { .. }) => panic!("{id}: {:?}", self.observed.borrow().instances.get(id)),
         }
     }
 
@@ -246,10 +249,10 @@ impl Lab {
 
     pub(crate) async fn exit(&mut self, id: &InstanceId) -> Exit {
         let seen = self.until(id, |state| matches!(state, InstanceState::Stopped(_))).await;
-        match seen.state {
-            InstanceState::Stopped(exit) => exit,
-            other => panic!("{other:?}"),
-        }
+        let InstanceState::Stopped(exit) = seen.state else {
+            panic!("{:?}", seen.state);
+        };
+        exit
     }
 
     /// One request by a thread of its own, as the ingress does it.
@@ -308,15 +311,11 @@ pub(crate) fn request(socket: OwnedFd, path: &str) -> std::io::Result<String> {
 }
 
 pub(crate) fn spec(image: &str, arguments: &[&str]) -> InstanceSpec {
-    let chance = Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
-    let unique = {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    };
+    // Unique within an engine, which is all that an id has to be.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut id = [0; 12];
-    id[..8].copy_from_slice(&chance.to_be_bytes());
-    id[8..].copy_from_slice(&unique.to_be_bytes());
+    id[..4].copy_from_slice(&std::process::id().to_be_bytes());
+    id[8..].copy_from_slice(&NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes());
     InstanceSpec {
         id: InstanceId::new(id),
         of: RevisionKey {

@@ -76,3 +76,26 @@ async fn gen1_is_refused() {
     assert!(lab.observed.borrow().instances.is_empty());
     lab.close().await;
 }
+
+/// Prints how long a start takes until the first answer is read, each after a pause in which the machine is idle.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a figure, not a test: run it by its name with --no-capture"]
+async fn cold_start_figure() {
+    let mut lab = Lab::open().await;
+    let mut all = Vec::new();
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let spec = lab.spec(&[]);
+        let begin = std::time::Instant::now();
+        let id = lab.ready(spec).await;
+        let ready = begin.elapsed();
+        assert_eq!(lab.text(&id, "/").await, "ok");
+        all.push((begin.elapsed(), ready));
+        lab.engine.stop(&id, Duration::ZERO).await.expect("known");
+        lab.exit(&id).await;
+    }
+    all.sort();
+    let at = |part: usize| all[all.len() * part / 100];
+    eprintln!("first byte, ready: p50 {:?} p90 {:?} min {:?}", at(50), at(90), at(0));
+    lab.close().await;
+}
