@@ -6,7 +6,12 @@ use homerun_ingress::listen::{self, Limits, Ports};
 use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpStream, time::Instant};
 
-use crate::stage::{Client, Server, Settings, Stage, VIAS, Via, empty, id, ready, whole};
+use crate::{
+    body::empty,
+    client::{Client, VIAS, Via, whole},
+    server::Server,
+    stage::{Settings, Stage, id, ready},
+};
 
 const R1: &str = "hello-00001-aaa";
 

@@ -15,7 +15,12 @@ use tokio::{
     time::Instant,
 };
 
-use crate::stage::{Client, Server, Settings, Stage, VIAS, Via, chunk, empty, full, id, next, piped, ready, whole};
+use crate::{
+    body::{chunk, empty, full, next, piped},
+    client::{Client, VIAS, Via, whole},
+    server::Server,
+    stage::{Settings, Stage, id, ready},
+};
 
 const R1: &str = "hello-00001-aaa";
 const NO_ANSWER: &str =

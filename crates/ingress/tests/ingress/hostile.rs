@@ -12,7 +12,12 @@ use tokio::{
     time::Instant,
 };
 
-use crate::stage::{Client, Server, Settings, Stage, Via, chunk, empty, full, id, piped, ready};
+use crate::{
+    body::{chunk, empty, full, piped},
+    client::{Client, Via},
+    server::Server,
+    stage::{Settings, Stage, id, ready},
+};
 
 const R1: &str = "hello-00001-aaa";
 

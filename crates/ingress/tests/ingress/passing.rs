@@ -7,7 +7,12 @@ use hyper::body::Frame;
 use model::Protocol;
 use tokio::sync::mpsc;
 
-use crate::stage::{Client, Server, Settings, Stage, VIAS, Via, chunk, empty, full, id, next, piped, ready};
+use crate::{
+    body::{chunk, empty, full, next, piped},
+    client::{Client, VIAS, Via},
+    server::Server,
+    stage::{Settings, Stage, id, ready},
+};
 
 const R1: &str = "hello-00001-aaa";
 

@@ -4,7 +4,12 @@ use std::collections::HashMap;
 
 use model::{Member, Protocol};
 
-use crate::stage::{Client, OWNER, Server, Settings, Stage, VIAS, empty, id, ready};
+use crate::{
+    body::empty,
+    client::{Client, VIAS},
+    server::Server,
+    stage::{OWNER, Settings, Stage, id, ready},
+};
 
 const R1: &str = "hello-00001-aaa";
 const R2: &str = "hello-00002-bbb";

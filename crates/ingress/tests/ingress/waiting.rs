@@ -9,7 +9,12 @@ use capacity::RevisionEndpoints;
 use model::{Activity, Protocol};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
-use crate::stage::{Client, Server, Settings, Stage, VIAS, Via, empty, full, id, ready, revision_key};
+use crate::{
+    body::{empty, full},
+    client::{Client, VIAS, Via},
+    server::Server,
+    stage::{Settings, Stage, id, ready, revision_key},
+};
 
 const R1: &str = "hello-00001-aaa";
 const NO_INSTANCE: &str = "The request was aborted because there was no available instance.";
