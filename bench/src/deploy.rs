@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     figure::{Measured, median, percentile},
     http,
-    server::{Homerun, REGION},
+    server::Homerun,
 };
 
 const ROUNDS: usize = 9;
@@ -52,7 +52,7 @@ fn by_api(homerun: &Homerun, mark: &str) -> Result<f64> {
     let project = service["metadata"]["namespace"]
         .as_str()
         .context("the service names no project")?;
-    let path = format!("/apis/serving.knative.dev/v1/namespaces/{project}/services/{NAME}?region={REGION}");
+    let path = format!("/apis/serving.knative.dev/v1/namespaces/{project}/services/{NAME}");
     let template = &mut service["spec"]["template"];
     template["spec"]["containers"][0]["env"] = json!([{"name": "ROUND", "value": mark}]);
     // The name of the last revision, when it is there, is not the name of the next.

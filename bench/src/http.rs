@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use crate::server::REGION;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -26,10 +28,10 @@ pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> Result<Answer>
     )
 }
 
-/// A call of the API, with a token and perhaps a JSON body.
+/// A call of a region's Run API, with a token and perhaps a JSON body.
 pub(crate) fn call(address: SocketAddr, method: &str, path: &str, token: &str, body: &[u8]) -> Result<Answer> {
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {REGION}-run.googleapis.com\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );

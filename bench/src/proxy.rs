@@ -115,11 +115,13 @@ fn against_nginx(connections: u32) -> Result<Rounds> {
         nginx: Vec::new(),
     };
     for round in 0..=ROUNDS {
-        let ours = measured(homerun.pid(), || wrk::load(&url, &host, connections, SECONDS, None))?;
+        let ours = measured(homerun.pid(), || wrk::load(&url, &host, connections, SECONDS, None))
+            .context("through homerun")?;
         thread::sleep(Duration::from_millis(200));
         let peer = measured(nginx.pid(), || {
             wrk::load(&Nginx::url(), &host, connections, SECONDS, Some(nginx.inside))
-        })?;
+        })
+        .context("through nginx")?;
         thread::sleep(Duration::from_millis(200));
         // The first opens connections and warms caches on both sides.
         if round > 0 {

@@ -150,12 +150,12 @@ impl Homerun {
         let mut open = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
         let parent = format!("homerun-{}", self.id8);
         while let Some((dir, depth)) = open.pop() {
-            let is_ours = dir.components().any(|part| part.as_os_str() == parent.as_str());
-            let is_instance = is_ours && !dir.ends_with(&parent);
+            let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_instance = dir.parent().is_some_and(|above| name(above) == parent) && is_instance_id(&name(&dir));
             if is_instance && let Ok(processes) = fs::read_to_string(dir.join("cgroup.procs")) {
                 found.extend(processes.lines().filter_map(|line| line.parse::<u32>().ok()));
             }
-            if depth < 6 {
+            if depth < 3 {
                 let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
                 let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
                 open.extend(dirs.map(|entry| (entry.path(), depth + 1)));
@@ -177,6 +177,12 @@ impl Homerun {
             }
         }
     }
+}
+
+/// `i` and 24 hex digits; what else lies beside the instances is the engine's own.
+fn is_instance_id(name: &str) -> bool {
+    name.strip_prefix('i')
+        .is_some_and(|digits| digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 impl Drop for Homerun {
