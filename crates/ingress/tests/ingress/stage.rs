@@ -331,6 +331,18 @@ impl Stage {
         records
     }
 
+    /// All records, once no more come.
+    pub(crate) async fn all_records(&self) -> Vec<RequestRecord> {
+        loop {
+            let before = self.seen.records.lock().expect("lock").len();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let records = self.seen.records.lock().expect("lock");
+            if records.len() == before {
+                return records.clone();
+            }
+        }
+    }
+
     pub(crate) async fn queued(&self, count: u32) {
         self.until("the queue", || {
             let demand = self.ingress.demand();

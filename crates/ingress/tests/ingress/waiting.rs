@@ -11,7 +11,7 @@ use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
 use crate::{
     body::{empty, full},
-    client::{Client, VIAS, Via},
+    client::{Client, VIAS, Via, whole},
     server::Server,
     stage::{Settings, Stage, id, ready, revision_key},
 };
@@ -322,4 +322,84 @@ async fn a_draining_instance_gets_nothing_new() {
     assert_eq!(asked.await.expect("it asks").text, "done", "it finishes what it has");
     stage.publish(&[]).await;
     assert!(stage.ingress.demand().revisions.is_empty());
+}
+
+/// Clients that come, wait, are served or leave at any moment, over instances that come and go: in the end every
+/// request has its record, no slot is held, nobody waits, and no instance is left busy.
+#[tokio::test]
+async fn nothing_is_lost_in_a_storm() {
+    let stage = Arc::new(Stage::set());
+    let mut servers = Vec::new();
+    for number in 1..=3 {
+        let server = Server::slow(Duration::from_millis(2)).await;
+        stage.place(id(number), &server);
+        servers.push(server);
+    }
+    let settings = Settings {
+        concurrency: 2,
+        ..Settings::default()
+    };
+    stage.route(&[(R1, 100, None)], &settings).await;
+    let mut clients = JoinSet::new();
+    for number in 0..48_u64 {
+        let stage = stage.clone();
+        clients.spawn(async move {
+            let via = VIAS[usize::try_from(number % 4).expect("small")];
+            let mut client = Client::open(&stage, via).await;
+            let mut sent = 0;
+            for turn in 0..20 {
+                let request = client.request("GET", "/").body(empty()).expect("a request");
+                let asked = client.begin(request);
+                sent += 1;
+                // Spread without chance: between at once and 16 ms.
+                let patience = Duration::from_micros((number * 7919 + turn * 104_729) % 16_000);
+                match tokio::time::timeout(patience, asked).await {
+                    Ok(response) => {
+                        assert_eq!(whole(response.expect("an answer")).await.status, 200);
+                    }
+                    // Leaving takes an HTTP/1 connection with it.
+                    Err(_) => client = Client::open(&stage, via).await,
+                }
+            }
+            sent
+        });
+    }
+    let mut sent = 0;
+    for turn in 0.. {
+        let there: &[u8] = [&[1][..], &[1, 2], &[2, 3], &[], &[3]][turn % 5];
+        stage.publish(&[(R1, ready(there))]).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        while let Some(ended) = clients.try_join_next() {
+            sent += ended.expect("every answer was right");
+        }
+        if clients.is_empty() {
+            break;
+        }
+    }
+    stage.publish(&[(R1, ready(&[1, 2, 3]))]).await;
+    stage.queued(0).await;
+    stage.in_flight(0).await;
+    for server in &servers {
+        assert!(server.connections.load(Ordering::SeqCst) > 0, "all took part");
+    }
+    // One that left before its head was read is no request.
+    let records = stage.all_records().await;
+    assert!(
+        records.len() <= sent && records.len() > sent / 2,
+        "{} of {sent}",
+        records.len()
+    );
+    let served = records.iter().filter(|record| record.status == 200).count();
+    let left = records.iter().filter(|record| record.status == 499).count();
+    assert!(served > 0 && left > 0, "{served} were served, {left} left");
+    assert_eq!(served + left, records.len());
+    let mut busy = std::collections::HashSet::new();
+    for (instance, activity) in stage.activity() {
+        let changed = match activity {
+            Activity::Busy => busy.insert(instance),
+            Activity::Idle => busy.remove(&instance),
+        };
+        assert!(changed, "edges alternate");
+    }
+    assert!(busy.is_empty(), "{busy:?}");
 }
