@@ -1,9 +1,10 @@
 //! Calls to a Homerun: plain HTTP to its API port, with the Google host that is meant in the `Host` header.
 //!
 //! The first call asks the server about itself, without a token. Whoever can read the owner's key in the data directory
-//! that the answer names is the owner: an assertion signed with it is exchanged for the access token of all other calls.
+//! that the answer names is the owner: an assertion signed with it is exchanged for the access token of all other calls,
+//! which is kept for the next command (`kept`).
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,9 +13,10 @@ use model::{ProjectId, Region};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde_json::Value;
-use ureq::http::{Method, Request, Response};
+use ureq::http::{Method, Request, Response, StatusCode};
 
 use crate::error::Refusal;
+use crate::kept::{self, Held};
 use crate::words::Global;
 use crate::{Ask, Error, Name, Outside, property};
 
@@ -70,7 +72,7 @@ pub(crate) struct Server {
     pub(crate) about: About,
     pub(crate) project: String,
     region: Option<String>,
-    token: OnceCell<String>,
+    token: RefCell<Option<Held>>,
 }
 
 /// A body with its media type.
@@ -84,6 +86,18 @@ pub(crate) enum Content<'a> {
         length: u64,
         from: &'a mut dyn std::io::Read,
     },
+}
+
+impl<'a> Content<'a> {
+    /// The same once more. What is read from a stream is gone.
+    fn again(&self) -> Option<Content<'a>> {
+        match self {
+            Self::None => Some(Content::None),
+            Self::Json(value) => Some(Content::Json(value)),
+            Self::Form(form) => Some(Content::Form(form.clone())),
+            Self::Stream { .. } => None,
+        }
+    }
 }
 
 impl Server {
@@ -105,7 +119,7 @@ impl Server {
             project: about.project.clone(),
             about,
             region: None,
-            token: OnceCell::new(),
+            token: RefCell::new(None),
         };
         let settings = property::Settings::open(outside)?;
         let gcloud = |name: &str| match outside.name {
@@ -240,32 +254,61 @@ impl Server {
         content: Content<'_>,
     ) -> Result<Response<ureq::Body>, Error> {
         let token = self.access_token(outside)?;
-        exchange(&self.agent, &self.api, method, host, path, Some(token), content)
+        let again = content.again();
+        let response = exchange(&self.agent, &self.api, method, host, path, Some(&token), content)?;
+        let is_kept = self.token.borrow().as_ref().is_some_and(|held| held.kept);
+        match again {
+            // a token of an earlier command, of before this server was made anew
+            Some(content) if is_kept && response.status() == StatusCode::UNAUTHORIZED => {
+                let token = self.fresh_token(outside)?;
+                exchange(&self.agent, &self.api, method, host, path, Some(&token), content)
+            }
+            Some(_) | None => Ok(response),
+        }
     }
 
     pub(crate) fn text(&self, response: &mut Response<ureq::Body>) -> Result<String, Error> {
         read_text(response, &self.api)
     }
 
-    /// An access token of the owner, asked for once.
-    pub(crate) fn access_token(&self, outside: &Outside<'_>) -> Result<&str, Error> {
-        if self.token.get().is_none() {
-            let token = self.token(outside, Ask::Scope(SCOPE), "access_token")?;
-            // set once: nobody else fills the cell between the two lines
-            drop(self.token.set(token));
+    /// An access token of the owner: that of an earlier command while it is good, else a new one.
+    pub(crate) fn access_token(&self, outside: &Outside<'_>) -> Result<String, Error> {
+        if let Some(held) = &*self.token.borrow() {
+            return Ok(held.token.clone());
         }
-        Ok(self.token.get().expect("was just filled"))
+        let key = read_key(&self.about.owner_key())?;
+        let Some(held) = kept::find(outside, &self.about.data_dir, &key) else {
+            return self.fresh_token(outside);
+        };
+        let token = held.token.clone();
+        self.token.replace(Some(held));
+        Ok(token)
+    }
+
+    fn fresh_token(&self, outside: &Outside<'_>) -> Result<String, Error> {
+        let key = read_key(&self.about.owner_key())?;
+        let (token, answer) = self.token(outside, &key, Ask::Scope(SCOPE), "access_token")?;
+        let seconds = answer["expires_in"].as_u64().unwrap_or(0);
+        kept::keep(outside, &self.about.data_dir, &key, &token, seconds);
+        let held = Held {
+            token: token.clone(),
+            kept: false,
+        };
+        self.token.replace(Some(held));
+        Ok(token)
     }
 
     /// An ID token of the owner for `audience`.
     pub(crate) fn identity_token(&self, outside: &Outside<'_>, audience: &str) -> Result<String, Error> {
-        self.token(outside, Ask::Audience(audience), "id_token")
+        let key = read_key(&self.about.owner_key())?;
+        let (token, _) = self.token(outside, &key, Ask::Audience(audience), "id_token")?;
+        Ok(token)
     }
 
-    fn token(&self, outside: &Outside<'_>, ask: Ask<'_>, field: &str) -> Result<String, Error> {
+    /// Exchanges an assertion for a token: the field of that name, and the whole answer.
+    fn token(&self, outside: &Outside<'_>, key: &str, ask: Ask<'_>, field: &str) -> Result<(String, Value), Error> {
         let path = self.about.owner_key();
-        let key = read_key(&path)?;
-        let assertion = (outside.sign)(&key, ask, outside.now).map_err(|reason| Error::Sign { path, reason })?;
+        let assertion = (outside.sign)(key, ask, outside.now).map_err(|reason| Error::Sign { path, reason })?;
         let form = format!(
             "grant_type={}&assertion={}",
             escape("urn:ietf:params:oauth:grant-type:jwt-bearer"),
@@ -285,10 +328,13 @@ impl Server {
             return Err(Refusal::read(response.status().as_u16(), &text).into());
         }
         let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-        answer[field].as_str().map(str::to_owned).ok_or_else(|| Error::Answer {
-            call: "POST /token".to_owned(),
-            what: format!("no {field}"),
-        })
+        match answer[field].as_str().map(str::to_owned) {
+            Some(token) => Ok((token, answer)),
+            None => Err(Error::Answer {
+                call: "POST /token".to_owned(),
+                what: format!("no {field}"),
+            }),
+        }
     }
 }
 

@@ -483,7 +483,13 @@ fn traffic_lines(pairs: &[Pair], ink: Ink) -> Vec<String> {
             ink.bold(&pair.shown_revision())
         ));
         for tag in &pair.tags {
-            let line = format!("{:width$}{:<widest_tag$} {}", "", label(tag), tag.url, width = widest + 5);
+            let line = format!(
+                "{:width$}{:<widest_tag$} {}",
+                "",
+                label(tag),
+                tag.url,
+                width = widest + 5
+            );
             lines.push(line.trim_end().to_owned());
         }
     }

@@ -15,6 +15,7 @@ mod format;
 mod human;
 mod iam;
 mod import;
+mod kept;
 mod key;
 mod not_served;
 mod outside;

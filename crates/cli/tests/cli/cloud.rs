@@ -10,8 +10,6 @@ use std::{cell::RefCell, thread};
 use homerun_cli::{self as cli, Ask, Exec, Name, Outside};
 use serde_json::{Value, json};
 
-const TOKEN: &str = "Bearer token-for-scope";
-
 /// What the server holds and has seen.
 #[derive(Default)]
 pub(crate) struct State {
@@ -26,6 +24,8 @@ pub(crate) struct State {
     pub(crate) written: Value,
     /// Reads of a service until its conditions settle.
     pub(crate) delay: u32,
+    /// The end of every access token that counts.
+    pub(crate) age: String,
     pending: u32,
     clock: u32,
 }
@@ -241,9 +241,9 @@ fn answer(request: &Request, state: &mut State, data_dir: &Path) -> Answer {
         }));
     }
     if request.path == "/token" {
-        return token(request);
+        return token(request, &state.age);
     }
-    if request.authorization != TOKEN {
+    if request.authorization != format!("Bearer token-for-scope{}", state.age) {
         return refuse(401, "UNAUTHENTICATED", "no token");
     }
     let path = request.path.clone();
@@ -278,13 +278,13 @@ fn answer(request: &Request, state: &mut State, data_dir: &Path) -> Answer {
     }
 }
 
-fn token(request: &Request) -> Answer {
+fn token(request: &Request, age: &str) -> Answer {
     assert_eq!(request.host, "oauth2.googleapis.com");
     assert_eq!(request.content_type, "application/x-www-form-urlencoded");
     let form = String::from_utf8(request.body.clone()).expect("a form");
     assert!(form.contains("grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer"));
     if form.contains("assertion=scope%20") {
-        ok(&json!({"access_token": "token-for-scope", "expires_in": 3599, "token_type": "Bearer"}))
+        ok(&json!({"access_token": format!("token-for-scope{age}"), "expires_in": 3599, "token_type": "Bearer"}))
     } else {
         let (_, audience) = form.split_once("assertion=audience%20").expect("an audience");
         ok(&json!({"id_token": format!("id-for-{audience}")}))
