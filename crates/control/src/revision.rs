@@ -115,7 +115,11 @@ mod tests {
 
     fn step(revision: &Revision, observed: &Observed) -> Option<Step> {
         let service = service("my-api", 1);
-        let mut steps = plan(&snapshot(&[service], &[revision.clone()]), observed, &BTreeSet::new());
+        let mut steps = plan(
+            &snapshot(&[service], std::slice::from_ref(revision)),
+            observed,
+            &BTreeSet::new(),
+        );
         assert!(steps.len() <= 1);
         steps.pop()
     }

@@ -73,21 +73,21 @@ mod tests {
     fn traffic_waits_for_its_revision_and_follows_it() {
         let mut service = service("my-api", 2);
         let waiting = snapshot(
-            &[service.clone()],
+            std::slice::from_ref(&service),
             &[ready(revision(&service, 1)), revision(&service, 2)],
         );
         let first = plan(&waiting, now()).remove(&service.key).expect("due");
         assert!(first.targets[0].revision.as_str().contains("-00001-"));
         service.routed = first;
         let after = snapshot(
-            &[service.clone()],
+            std::slice::from_ref(&service),
             &[ready(revision(&service, 1)), ready(revision(&service, 2))],
         );
         let second = plan(&after, now()).remove(&service.key).expect("due");
         assert!(second.targets[0].revision.as_str().contains("-00002-"));
         service.routed = second;
         let settled = snapshot(
-            &[service.clone()],
+            std::slice::from_ref(&service),
             &[ready(revision(&service, 1)), ready(revision(&service, 2))],
         );
         assert!(plan(&settled, now()).is_empty());
@@ -97,9 +97,12 @@ mod tests {
     fn traffic_stays_where_it_was_when_a_target_fails() {
         let mut service = service("my-api", 2);
         let one = ready(revision(&service, 1));
-        service.routed = plan(&snapshot(&[service.clone()], &[one.clone()]), now())
-            .remove(&service.key)
-            .expect("due");
+        service.routed = plan(
+            &snapshot(std::slice::from_ref(&service), std::slice::from_ref(&one)),
+            now(),
+        )
+        .remove(&service.key)
+        .expect("due");
         let mut two = revision(&service, 2);
         two.state = RevisionState::Failed {
             reason: model::Reason::HealthCheckContainerError,
@@ -113,7 +116,7 @@ mod tests {
             tag: None,
         }])
         .expect("sums");
-        let state = snapshot(&[service.clone()], &[one.clone(), two]);
+        let state = snapshot(std::slice::from_ref(&service), &[one.clone(), two]);
         let due = plan(&state, now());
         assert!(due.is_empty(), "{due:?}");
         let table = table(&state, &due, &site());
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn the_table_already_holds_what_is_due() {
         let service = service("my-api", 1);
-        let state = snapshot(&[service.clone()], &[ready(revision(&service, 1))]);
+        let state = snapshot(std::slice::from_ref(&service), &[ready(revision(&service, 1))]);
         let due = plan(&state, now());
         let table = table(&state, &due, &site());
         let route = table.find(&site().host(&service.key)).expect("a route");

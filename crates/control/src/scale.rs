@@ -23,9 +23,9 @@ const LEAST_PATIENCE: Duration = Duration::from_secs(10);
 const PATIENCE_FACTOR: f64 = 3.5;
 /// After a failed start the next one waits, twice as long each time.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
 /// An instance of a revision that is gone is stopped after this time even with requests in flight.
-const ORPHAN_DEADLINE: Duration = Duration::from_secs(3600);
+const ORPHAN_DEADLINE: Duration = Duration::from_hours(1);
 
 /// What control remembers of instances. Lost with the process, and made again from what is seen.
 #[derive(Debug, Default)]
@@ -120,16 +120,13 @@ impl Scaling {
         for key in concerned {
             let own = instances.remove(key).unwrap_or_default();
             let asked = seen.demand.revisions.get(key);
-            match seen.snapshot.revision(key) {
-                Some(revision) => {
-                    let endpoints = self.plan_revision(revision, &own, asked, seen, version, now, &mut room, &mut acts);
+            if let Some(revision) = seen.snapshot.revision(key) {
+                let endpoints = self.plan_revision(revision, &own, asked, seen, version, now, &mut room, &mut acts);
+                revisions.insert(key.clone(), endpoints);
+            } else {
+                let endpoints = self.plan_orphans(&own, version, now, &mut acts);
+                if !endpoints.instances.is_empty() {
                     revisions.insert(key.clone(), endpoints);
-                }
-                None => {
-                    let endpoints = self.plan_orphans(&own, version, now, &mut acts);
-                    if !endpoints.instances.is_empty() {
-                        revisions.insert(key.clone(), endpoints);
-                    }
                 }
             }
         }

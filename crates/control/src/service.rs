@@ -65,15 +65,18 @@ mod tests {
     #[test]
     fn a_template_without_a_revision_makes_one() {
         let service = service("my-api", 2);
-        let none = snapshot(&[service.clone()], &[]);
+        let none = snapshot(std::slice::from_ref(&service), &[]);
         assert_eq!(plan(&none).len(), 1);
-        let old = snapshot(&[service.clone()], &[revision(&service, 1)]);
+        let old = snapshot(std::slice::from_ref(&service), &[revision(&service, 1)]);
         assert_eq!(
             plan(&old).len(),
             1,
             "the revision of the template before does not count"
         );
-        let both = snapshot(&[service.clone()], &[revision(&service, 1), revision(&service, 2)]);
+        let both = snapshot(
+            std::slice::from_ref(&service),
+            &[revision(&service, 1), revision(&service, 2)],
+        );
         assert!(plan(&both).is_empty());
     }
 

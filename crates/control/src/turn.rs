@@ -241,7 +241,7 @@ impl Control {
                 tracing::warn!(revision = %key, %reason, message, "revision failed");
             }
             (Ok(()), RevisionState::Ready { digest }) => tracing::info!(revision = %key, digest, "revision ready"),
-            (Ok(()), _) | (Err(TransactError::Refused(Superseded)), _) => {}
+            (Ok(()) | Err(TransactError::Refused(Superseded)), _) => {}
             (Err(TransactError::Storage(error)), _) => {
                 tracing::error!(revision = %key, error = told(&error), "cannot store a revision's state");
             }

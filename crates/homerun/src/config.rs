@@ -17,7 +17,7 @@ const FILE: &str = "/etc/homerun/homerun.toml";
 /// Everything that can be said by flag or variable.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
-    /// Where everything durable is kept [default: /var/lib/homerun, without root $XDG_DATA_HOME/homerun]
+    /// Where everything durable is kept [default: /var/lib/homerun]
     #[arg(long, env = "HOMERUN_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Where the API listens: gcloud's proxy, the CLI, the registry [default: 127.0.0.1:8787]

@@ -217,9 +217,10 @@ impl Homerun {
         let [following, lines] = <[_; 2]>::try_from(self.followers).expect("two are made");
         drop(following.await);
         // The ingress is gone with its threads and its follower, and with it every other hold on the engine.
-        match Arc::into_inner(self.engine) {
-            Some(engine) => engine.shutdown(GRACE).await,
-            None => tracing::error!("something still holds the engine; its launcher ends the instances"),
+        if let Some(engine) = Arc::into_inner(self.engine) {
+            engine.shutdown(GRACE).await;
+        } else {
+            tracing::error!("something still holds the engine; its launcher ends the instances");
         }
         drop(lines.await);
         let dropped = self.journal.dropped();
