@@ -51,7 +51,7 @@ use model::{
     Sandbox, Timestamp,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
 };
 
@@ -138,8 +138,9 @@ pub enum StopError {
 pub struct Engine {
     inner: Arc<Inner>,
     lives: Mutex<JoinSet<()>>,
-    /// What freezes, and what listens to the launcher.
-    always: Vec<JoinHandle<()>>,
+    freezing: JoinHandle<()>,
+    /// What listens to the launcher. None after a shutdown.
+    listening: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -158,8 +159,14 @@ pub(crate) struct Inner {
     linger: Linger,
     /// None while there is no launcher.
     link: watch::Sender<Option<Arc<Link>>>,
+    /// How many instances the runtime may create at a time: more only slow each other down.
+    creations: Semaphore,
     closing: AtomicBool,
     claim: Mutex<Option<Claim>>,
+}
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 pub(crate) fn now() -> Timestamp {
@@ -222,6 +229,7 @@ impl Engine {
             board: watch::Sender::default(),
             linger: Linger::default(),
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
+            creations: Semaphore::new(3 * cpus()),
             closing: AtomicBool::new(false),
             claim: Mutex::new(Some(claim)),
         });
@@ -238,7 +246,8 @@ impl Engine {
         Ok(Self {
             inner,
             lives: Mutex::default(),
-            always: vec![freezing, listening],
+            freezing,
+            listening: Mutex::new(Some(listening)),
         })
     }
 
@@ -369,8 +378,7 @@ impl Engine {
             let alive = entries.values().filter(|entry| entry.over.get().is_none());
             alive.map(|entry| u64::from(entry.spec.cpu_millis)).sum()
         };
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let all = u64::try_from(cpus).unwrap_or(u64::MAX).saturating_mul(1000);
+        let all = u64::try_from(cpus()).unwrap_or(u64::MAX).saturating_mul(1000);
         Room {
             memory_bytes: doctor::memory_available().unwrap_or(0),
             cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
@@ -383,7 +391,8 @@ impl Engine {
     }
 
     /// Stops everything, waits until it is gone, and leaves nothing on the machine.
-    pub async fn shutdown(mut self, grace: Duration) {
+    /// Nothing starts afterwards.
+    pub async fn shutdown(&self, grace: Duration) {
         self.inner.closing.store(true, Ordering::SeqCst);
         let entries: Vec<Arc<Entry>> = {
             let entries = self.inner.entries.read().expect("no panic while held");
@@ -392,7 +401,7 @@ impl Engine {
         for entry in entries {
             self.inner.stop(&entry, grace);
         }
-        let mut lives = std::mem::take(self.lives.get_mut().expect("no panic while held"));
+        let mut lives = std::mem::take(&mut *self.lives.lock().expect("no panic while held"));
         while lives.join_next().await.is_some() {}
         let link = self.inner.link.borrow().clone();
         if let Some(link) = link
@@ -401,8 +410,9 @@ impl Engine {
             // It is gone already, or does not listen: without a socket it ends.
             link.close();
         }
-        // The last one listens to the launcher and ends with it.
-        if let Some(listening) = self.always.pop() {
+        let listening = self.listening.lock().expect("no panic while held").take();
+        if let Some(listening) = listening {
+            // It ends with the launcher.
             let _ = listening.await;
         }
         let inner = Arc::clone(&self.inner);
@@ -426,8 +436,9 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for task in &self.always {
-            task.abort();
+        self.freezing.abort();
+        if let Some(listening) = self.listening.get_mut().ok().and_then(Option::take) {
+            listening.abort();
         }
         self.inner.link.send_replace(None);
     }

@@ -135,6 +135,11 @@ impl Life {
             _ = asked_to_stop(&mut stop) => Err(ExitCause::Stopped),
         };
         let (layers, owner) = prepared?;
+        let engine = Arc::clone(&self.engine);
+        let turn = tokio::select! {
+            turn = engine.creations.acquire() => turn.expect("never closed"),
+            _ = asked_to_stop(&mut stop) => return Err(ExitCause::Stopped),
+        };
         let link = timeout(CREATE_PATIENCE, self.engine.link())
             .await
             .map_err(|_| not_started("the launcher of instances is gone"))?;
@@ -172,6 +177,7 @@ impl Life {
             let seconds = CREATE_PATIENCE.as_secs();
             return Err(not_started(format!("the runtime was not ready within {seconds} s")));
         };
+        drop(turn);
         let (process, network) = created?;
         let kills = self
             .entry

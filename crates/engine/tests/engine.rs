@@ -7,6 +7,8 @@ mod cpu;
 mod death;
 #[path = "engine/ends.rs"]
 mod ends;
+#[path = "engine/images.rs"]
+mod images;
 #[path = "engine/inside.rs"]
 mod inside;
 #[path = "engine/lab.rs"]

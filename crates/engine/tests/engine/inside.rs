@@ -46,7 +46,7 @@ async fn the_view_from_inside() {
     for set in ["CapInh:", "CapAmb:"] {
         assert_eq!(field(&status, set), "0000000000000000", "{set}");
     }
-    // Signals are as a program expects them: none ignored, none blocked.
+    // None is blocked by whoever started it.
     assert_eq!(field(&status, "SigBlk:"), "0000000000000000");
     let limits = lab.text(&id, "/read/proc/self/limits").await;
     let files: Vec<&str> = limits

@@ -36,7 +36,7 @@ pub(crate) struct Lab {
     pub(crate) lines: mpsc::Receiver<LogLine>,
     pub(crate) id8: String,
     pub(crate) image: String,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 /// What is left on the machine of an id: processes, groups, mounts, directories.
@@ -96,6 +96,19 @@ fn guest() -> PathBuf {
         fs::rename(&part, &built).expect("rename the guest");
     }
     built
+}
+
+/// A layer of links, each from a path to a target.
+pub(crate) fn links(links: &[(&str, &str)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, target) in links {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_mode(0o777);
+        header.set_entry_type(tar::EntryType::Symlink);
+        archive.append_link(&mut header, path, target).expect("a link");
+    }
+    archive.into_inner().expect("an archive")
 }
 
 /// Layers and configuration of an image, before it is stored.
@@ -205,8 +218,12 @@ impl Lab {
             lines,
             id8,
             image,
-            _data: data,
+            data,
         }
+    }
+
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
     }
 
     /// 1 CPU, 256 MiB, and a startup probe with 20 s of patience.
@@ -289,8 +306,7 @@ impl Lab {
 
     /// Shuts down and proves that nothing is left.
     pub(crate) async fn close(self) {
-        let engine = Arc::into_inner(self.engine).expect("nobody else uses the engine");
-        engine.shutdown(Duration::from_secs(2)).await;
+        self.engine.shutdown(Duration::from_secs(2)).await;
         assert_eq!(leftovers(&self.id8), [""; 0]);
     }
 }
