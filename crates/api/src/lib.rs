@@ -1,7 +1,7 @@
 //! Google's APIs, spoken by this Homerun: paths, JSON, errors.
 //!
 //! Here lives everything that names a Google path, a JSON field, an annotation or an error code: the Run Admin API v1
-//! (Knative-shaped documents), IAM on services, the serviceusage answers that gcloud asks for, the OAuth token endpoint,
+//! (Knative-shaped documents), IAM on services, the serviceusage and project answers that gcloud asks for, the OAuth token endpoint,
 //! and the HTTP face of the image registry. It is one crate because they share one dispatch by host name, one check of
 //! the caller and one form of error.
 //!
@@ -12,6 +12,7 @@
 mod document;
 mod error;
 mod page;
+mod projects;
 mod query;
 mod registry;
 mod reply;

@@ -14,7 +14,7 @@ use store::Store;
 use crate::{
     document,
     error::{Code, Error},
-    registry,
+    projects, registry,
     reply::{self, Body, BoxError},
     run, service_usage,
 };
@@ -76,6 +76,8 @@ enum Api {
     /// With the region of calls whose path names none.
     Run(Region),
     ServiceUsage,
+    /// `cloudresourcemanager.googleapis.com`.
+    Projects,
     /// `oauth2.googleapis.com` and the other hosts of Google's sign-in.
     Oauth,
     /// With the host under which repositories are named.
@@ -93,6 +95,7 @@ fn api_of(host: &str, site: &Site) -> Api {
     match host {
         "run.googleapis.com" => Api::Run(site.region.clone()),
         "serviceusage.googleapis.com" => Api::ServiceUsage,
+        "cloudresourcemanager.googleapis.com" => Api::Projects,
         "oauth2.googleapis.com" | "accounts.google.com" | "www.googleapis.com" => Api::Oauth,
         _ => {
             if let Some(region) = host.strip_suffix("-run.googleapis.com") {
@@ -139,6 +142,10 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
         },
         Api::ServiceUsage => match caller(surface, &request) {
             Ok(_) => service_usage::answer(surface, host, request).await,
+            Err(refused) => Err(refused),
+        },
+        Api::Projects => match caller(surface, &request) {
+            Ok(_) => projects::answer(surface, host, &request),
             Err(refused) => Err(refused),
         },
         Api::Other => Err(run::call::unimplemented(host, request.method(), path)),

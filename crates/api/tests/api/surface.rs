@@ -37,6 +37,7 @@ async fn every_call_needs_an_access_token() {
             (RUN, SERVICES),
             ("run.googleapis.com", "/v1/projects/my-project/locations"),
             ("serviceusage.googleapis.com", "/v1/projects/my-project/services"),
+            ("cloudresourcemanager.googleapis.com", "/v1/projects/my-project"),
         ] {
             let mut request = Request::get(path);
             if let Some(header) = &header {
@@ -132,6 +133,12 @@ async fn what_is_not_served_is_said_so() {
             "/v1/projects/my-project/secrets",
         ),
         ("console.cloud.google.com", "GET", "/run"),
+        (
+            "cloudresourcemanager.googleapis.com",
+            "POST",
+            "/v1/projects/my-project:setIamPolicy",
+        ),
+        ("cloudresourcemanager.googleapis.com", "GET", "/v1/projects"),
         (
             "serviceusage.googleapis.com",
             "POST",
@@ -295,6 +302,31 @@ async fn services_that_are_served_are_enabled() {
             .call_at(host, "GET", &base.replace("my-", "other-"), None)
             .await
             .0,
+        403
+    );
+}
+
+#[tokio::test]
+async fn the_project_is_described() {
+    let setting = Setting::new().await;
+    let host = "cloudresourcemanager.googleapis.com";
+    let number = setting.surface.site.number().to_string();
+    for name in ["my-project", number.as_str()] {
+        let (status, project) = setting
+            .call_at(host, "GET", &format!("/v1/projects/{name}?alt=json"), None)
+            .await;
+        assert_eq!(
+            (status, &project["projectId"]),
+            (200, &json!("my-project")),
+            "{project}"
+        );
+        assert_eq!(
+            (&project["projectNumber"], &project["lifecycleState"]),
+            (&json!(number), &json!("ACTIVE"))
+        );
+    }
+    assert_eq!(
+        setting.call_at(host, "GET", "/v1/projects/other-project", None).await.0,
         403
     );
 }

@@ -557,3 +557,18 @@ async fn deleting() {
         .await;
     assert_eq!(status, 404);
 }
+
+#[tokio::test]
+async fn labels_copied_to_the_template_by_gcloud() {
+    let setting = Setting::new().await;
+    setting.create(&deploy("my-api")).await;
+    setting.settle("my-api", true).await;
+    // `services update --update-labels` sends all labels it read, and its own, in both places.
+    let mut document = setting.service("my-api").await;
+    let labels = json!({ "cloud.googleapis.com/location": "us-central1", "x": "y" });
+    document["metadata"]["labels"] = labels.clone();
+    document["spec"]["template"]["metadata"]["labels"] = labels;
+    let answered = setting.replace(&document).await;
+    assert_eq!(answered["spec"]["template"]["metadata"]["labels"], json!({ "x": "y" }));
+    assert_eq!(setting.stored("my-api").template_generation, 2);
+}

@@ -56,7 +56,7 @@ pub(crate) fn encode(service: &Service, snapshot: &Snapshot, site: &Site) -> Val
         "apiVersion": SERVING,
         "kind": "Configuration",
         "metadata": encode_metadata(service, site, "configurations", CONFIGURATION, service.template_generation),
-        "spec": { "template": template::encode(&service.template, site) },
+        "spec": { "template": template::encode(&service.template, &service.key.name, site) },
         "status": status,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use model::{Container, Cpu, EnvVar, Memory, Port, Probe, Protocol, Resources};
+use model::{Container, Cpu, EnvVar, Memory, Port, Probe, Protocol, Resources, ServiceName};
 use serde_json::{Map, Value, json};
 
 use crate::document::{Object, short};
@@ -44,8 +44,42 @@ pub(crate) fn unread() -> Container {
     }
 }
 
-pub(crate) fn decode(mut given: Object<'_>) -> Container {
-    let name = given.text("name").unwrap_or_default();
+/// The name shown of a container that was given none.
+pub(crate) fn shown_name(container: &Container, service: &ServiceName) -> String {
+    if container.name.is_empty() {
+        implicit_name(service)
+    } else {
+        container.name.clone()
+    }
+}
+
+fn implicit_name(service: &ServiceName) -> String {
+    format!("{service}-1")
+}
+
+/// A DNS label (RFC 1123), as a container's name must be.
+fn is_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    text.len() <= 63
+        && text.bytes().next().is_some_and(plain)
+        && text.bytes().last().is_some_and(plain)
+        && text.bytes().all(|b| plain(b) || b == b'-')
+}
+
+pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> Container {
+    let mut name = given.text("name").unwrap_or_default();
+    if !name.is_empty() && !is_name(&name) {
+        given.say(
+            "name",
+            format!(
+                "\"{}\" is no name of a container: lowercase letters, digits and hyphens, no hyphen first or last, and at most 63 characters",
+                short(&name)
+            ),
+        );
+    }
+    if service.is_some_and(|service| implicit_name(service) == name) {
+        name.clear();
+    }
     let image = given.text("image").unwrap_or_default();
     if !image.is_empty()
         && let Err(error) = image.parse::<image::Reference>()
@@ -192,14 +226,12 @@ fn startup_probe(given: &mut Object<'_>, port: NonZeroU16) -> Option<Probe> {
     (read != Probe::implicit(port)).then_some(read)
 }
 
-pub(crate) fn encode(container: &Container) -> Value {
+pub(crate) fn encode(container: &Container, service: &ServiceName) -> Value {
     let mut shown = Map::new();
     let mut put = |key: &str, value: Value| {
         shown.insert(key.to_owned(), value);
     };
-    if !container.name.is_empty() {
-        put("name", container.name.as_str().into());
-    }
+    put("name", shown_name(container, service).into());
     put("image", container.image.as_str().into());
     if !container.command.is_empty() {
         put("command", container.command.clone().into());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::{Revision, Sandbox, Service, Site, revision_conditions};
 use serde_json::{Value, json};
 
-use crate::run::v1::{SERVING, annotation, conditions, configuration, metadata, opaque, rfc3339, template};
+use crate::run::v1::{SERVING, annotation, conditions, configuration, container, metadata, opaque, rfc3339, template};
 
 /// The template's labels with those by which revisions are found.
 pub(crate) fn labels(revision: &Revision, service: &Service) -> BTreeMap<String, String> {
@@ -40,11 +40,8 @@ pub(crate) fn encode(revision: &Revision, service: &Service, site: &Site) -> Val
     });
     if let Some(digest) = revision.state.digest() {
         status["imageDigest"] = digest.into();
-        let mut container = json!({ "imageDigest": digest });
-        if !revision.template.container.name.is_empty() {
-            container["name"] = revision.template.container.name.as_str().into();
-        }
-        status["containerStatuses"] = json!([container]);
+        let container = container::shown_name(&revision.template.container, &service.key.name);
+        status["containerStatuses"] = json!([{ "name": container, "imageDigest": digest }]);
     }
     let name = &revision.key.name;
     let project = &site.project;
@@ -70,7 +67,7 @@ pub(crate) fn encode(revision: &Revision, service: &Service, site: &Site) -> Val
                 "blockOwnerDeletion": true,
             }],
         },
-        "spec": template::encode_spec(&revision.template, site),
+        "spec": template::encode_spec(&revision.template, &service.key.name, site),
         "status": status,
     })
 }

@@ -65,18 +65,18 @@ pub(crate) fn decode(
     meta.unserved(&["generateName"]);
     meta.finish();
 
-    let mut spec = root.object("spec");
-    let template = template::decode(spec.object("template"), site);
     // A name that is none is found out by the caller; any length will do for the tags then.
-    let longest_tag = name
+    let service = name
         .cloned()
-        .or_else(|| given.as_deref().and_then(|name| ServiceName::parse(name).ok()))
-        .map_or(usize::MAX, |name| {
-            site.longest_tag(&ServiceKey {
-                region: region.clone(),
-                name,
-            })
-        });
+        .or_else(|| given.as_deref().and_then(|name| ServiceName::parse(name).ok()));
+    let mut spec = root.object("spec");
+    let template = template::decode(spec.object("template"), service.as_ref(), site);
+    let longest_tag = service.map_or(usize::MAX, |name| {
+        site.longest_tag(&ServiceKey {
+            region: region.clone(),
+            name,
+        })
+    });
     let traffic = traffic::decode(&mut spec, longest_tag);
     spec.finish();
     root.finish();
@@ -166,7 +166,7 @@ pub(crate) fn encode(service: &Service, snapshot: &Snapshot, site: &Site) -> Val
         "kind": "Service",
         "metadata": encode_metadata(service, site, "services", &service.uid, service.generation),
         "spec": {
-            "template": template::encode(&service.template, site),
+            "template": template::encode(&service.template, &service.key.name, site),
             "traffic": traffic::encode_spec(&service.traffic),
         },
         "status": status,

@@ -3,7 +3,7 @@
 //! What a caller leaves out is filled in where the template is shown, and reads back as left out: a client that sends
 //! back what it read changes nothing.
 
-use model::{Concurrency, RequestTimeout, RevisionName, RevisionTemplate, Site};
+use model::{Concurrency, RequestTimeout, RevisionName, RevisionTemplate, ServiceName, Site};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -36,7 +36,8 @@ pub(crate) fn default_account(site: &Site) -> String {
     format!("{}-compute@developer.gserviceaccount.com", site.number())
 }
 
-pub(crate) fn decode(mut given: Object<'_>, site: &Site) -> RevisionTemplate {
+/// `service` is None when the document names none that can be read.
+pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site: &Site) -> RevisionTemplate {
     let mut meta = given.object("metadata");
     let name = meta.text("name").and_then(|text| match RevisionName::parse(&text) {
         Ok(name) => Some(name),
@@ -45,7 +46,8 @@ pub(crate) fn decode(mut given: Object<'_>, site: &Site) -> RevisionTemplate {
             None
         }
     });
-    let labels = metadata::labels(&mut meta, &[]);
+    // gcloud copies all labels it reads on a service to the template.
+    let labels = metadata::labels(&mut meta, &[metadata::LOCATION]);
     let meaning = annotation::of_template(&mut meta);
     meta.drop_owned(metadata::OWNED);
     meta.drop_owned(&["namespace", "resourceVersion"]);
@@ -67,7 +69,7 @@ pub(crate) fn decode(mut given: Object<'_>, site: &Site) -> RevisionTemplate {
                     format!("{count} containers: sidecars are not served by this Homerun, only one container is"),
                 );
             }
-            container::decode(first)
+            container::decode(first, service)
         }
     };
     let unset = Concurrency::default_for(container.resources.cpu.millis());
@@ -114,7 +116,7 @@ pub(crate) fn decode(mut given: Object<'_>, site: &Site) -> RevisionTemplate {
 }
 
 /// The `spec` of a template, and of the revision made of it.
-pub(crate) fn encode_spec(template: &RevisionTemplate, site: &Site) -> Value {
+pub(crate) fn encode_spec(template: &RevisionTemplate, service: &ServiceName, site: &Site) -> Value {
     let account = template
         .service_account
         .clone()
@@ -123,11 +125,11 @@ pub(crate) fn encode_spec(template: &RevisionTemplate, site: &Site) -> Value {
         "containerConcurrency": template.concurrency.get(),
         "timeoutSeconds": template.timeout.seconds(),
         "serviceAccountName": account,
-        "containers": [container::encode(&template.container)],
+        "containers": [container::encode(&template.container, service)],
     })
 }
 
-pub(crate) fn encode(template: &RevisionTemplate, site: &Site) -> Value {
+pub(crate) fn encode(template: &RevisionTemplate, service: &ServiceName, site: &Site) -> Value {
     let mut meta = Map::new();
     if let Some(name) = &template.name {
         meta.insert("name".to_owned(), name.as_str().into());
@@ -136,5 +138,5 @@ pub(crate) fn encode(template: &RevisionTemplate, site: &Site) -> Value {
         meta.insert("labels".to_owned(), json!(template.labels));
     }
     meta.insert("annotations".to_owned(), json!(annotation::shown(template)));
-    json!({ "metadata": meta, "spec": encode_spec(template, site) })
+    json!({ "metadata": meta, "spec": encode_spec(template, service, site) })
 }
