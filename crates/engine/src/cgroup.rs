@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::FileExt as _,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
 };
 
@@ -153,24 +153,27 @@ impl Groups {
 
     /// Makes a group of our own in the hierarchy where all our processes are, and moves the calling one into it.
     pub(crate) fn enter_home(&self) -> io::Result<()> {
-        self.layout.home().map_or(Ok(()), |home| self.enter(home))
+        let Some(home) = self.layout.home() else {
+            return Ok(());
+        };
+        let group = home.join(&self.path);
+        fs::create_dir_all(&group)?;
+        fs::write(group.join("cgroup.procs"), "0")
     }
 
-    /// Makes the group that the runtime does not know of, where the layout has one, and moves the calling process into
-    /// it: what the runtime starts is then born there.
-    pub(crate) fn enter_unified(&self) -> io::Result<()> {
+    /// Makes the group that the runtime does not know of, where the layout has one: what starts the runtime is born
+    /// there, and so is all that the runtime starts.
+    pub(crate) fn make_unified(&self) -> io::Result<Option<OwnedFd>> {
         match &self.layout {
             Layout::V1 {
                 unified: Some(root), ..
-            } => self.enter(root),
-            Layout::V1 { unified: None, .. } | Layout::V2 { .. } => Ok(()),
+            } => {
+                let group = root.join(&self.path);
+                fs::create_dir_all(&group)?;
+                Ok(Some(File::open(group)?.into()))
+            }
+            Layout::V1 { unified: None, .. } | Layout::V2 { .. } => Ok(None),
         }
-    }
-
-    fn enter(&self, root: &Path) -> io::Result<()> {
-        let directory = root.join(&self.path);
-        fs::create_dir_all(&directory)?;
-        fs::write(directory.join("cgroup.procs"), "0")
     }
 
     /// Sets the CPU limit, or lifts it.
@@ -258,7 +261,7 @@ impl Groups {
 
 /// Readable when memory ran out; see [`Groups::memory_alarm`].
 #[derive(Debug)]
-pub(crate) struct Alarm(pub(crate) std::os::fd::OwnedFd);
+pub(crate) struct Alarm(pub(crate) OwnedFd);
 
 /// Stops and continues all processes of an instance.
 #[derive(Debug)]

@@ -1,6 +1,11 @@
 //! What a machine needs to run instances, and what mends it where it is missing.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::cgroup::Layout;
 
@@ -114,6 +119,20 @@ fn groups(layout: Option<&Layout>) -> Vec<Finding> {
                 .collect()
         }
     }
+}
+
+/// Where a program is, by `PATH` unless its name is a path.
+pub(crate) fn program(name: &Path) -> Option<PathBuf> {
+    let executable = |path: &PathBuf| {
+        fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    if name.components().count() > 1 {
+        return Some(name.to_owned()).filter(executable);
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(executable)
 }
 
 /// Major and minor number of a kernel release such as `6.1.0-18-amd64`.

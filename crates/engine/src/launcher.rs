@@ -6,7 +6,7 @@
 //! takes to end everything that the server had running: a closed socket is its order to do so.
 //!
 //! One thread, one loop over two files: the socket and the signal that a child ended.
-#![expect(unsafe_code, reason = "fork and signalfd have no safe form")]
+#![expect(unsafe_code, reason = "clone, _exit and signalfd have no safe form")]
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -29,7 +29,7 @@ use rustix::{
 use crate::{
     cgroup::{Groups, Layout},
     claim::{Claim, RunDir, Wait},
-    network, rootfs, sweep,
+    network, process, rootfs, sweep,
     wire::{self, End, Order, Report, Start},
 };
 
@@ -86,7 +86,7 @@ impl Launcher {
     fn set_up(duty: Duty) -> io::Result<Self> {
         let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
         let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        rootfs::become_standard(&null, 0)?;
+        process::become_standard(&null, 0)?;
         rustix::process::setsid()?;
         // The process itself, not any given one: the argument is only a truth value to the kernel.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -183,21 +183,21 @@ impl Launcher {
     /// Starts the runtime's `create` in a child and returns the child.
     fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
         if let Entry::Vacant(place) = self.user_namespaces.entry(start.first_id) {
-            let made = rootfs::user_namespace(start.first_id).map_err(rootfs::describe("make a user namespace"))?;
+            let made = process::user_namespace(start.first_id).map_err(rootfs::describe("make a user namespace"))?;
             place.insert(made);
         }
-        // SAFETY: the process has one thread, so the child may do whatever the parent may.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            let why = self.become_runtime(start, files);
-            let _ = fs::write(self.duty.run.bundle(&start.id).join("log"), why);
-            // SAFETY: ends the child without running what the parent has to run at its exit.
-            unsafe { libc::_exit(125) };
+        let group = Groups::new(&self.layout, &self.duty.id8, &start.id)
+            .make_unified()
+            .map_err(rootfs::describe("make the instance's control group"))?;
+        // SAFETY: the process has one thread.
+        let child = unsafe { process::clone(0, group.as_ref().map(OwnedFd::as_fd)) };
+        if let Some(child) = child.map_err(rootfs::describe("start a process"))? {
+            return Ok(child);
         }
-        if pid < 0 {
-            return Err(rootfs::describe("fork")(io::Error::last_os_error()));
-        }
-        Ok(Pid::from_raw(pid).expect("fork returned a process id"))
+        let why = self.become_runtime(start, files);
+        let _ = fs::write(self.duty.run.bundle(&start.id).join("log"), why);
+        // SAFETY: ends the child without running what the parent has to run at its exit.
+        unsafe { libc::_exit(125) }
     }
 
     /// Never returns but with what went wrong.
@@ -207,14 +207,11 @@ impl Launcher {
         let ids = &self.user_namespaces[&start.first_id];
         let prepare = || -> Result<(), String> {
             for (number, file) in (0..=2).zip(files) {
-                rootfs::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
+                process::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
             }
-            Groups::new(&self.layout, &self.duty.id8, &start.id)
-                .enter_unified()
-                .map_err(rootfs::describe("enter the instance's control group"))?;
             rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
             rootfs::assemble(&run.place(), &start.layers, ids, start.first_id)?;
-            rootfs::close_on_exec().map_err(rootfs::describe("close files"))
+            process::close_on_exec().map_err(rootfs::describe("close files"))
         };
         if let Err(why) = prepare() {
             return why;

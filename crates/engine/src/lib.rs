@@ -27,6 +27,7 @@ mod life;
 mod network;
 mod output;
 mod probe;
+mod process;
 mod rootfs;
 mod seccomp;
 mod sweep;
@@ -105,6 +106,8 @@ pub enum OpenError {
     Claimed { path: PathBuf },
     #[error("no control groups are mounted")]
     NoGroups,
+    #[error("no container runtime {}", runtime.display())]
+    NoRuntime { runtime: PathBuf },
     #[error("cannot {action}")]
     Io {
         action: &'static str,
@@ -202,6 +205,10 @@ impl Engine {
                 .and_then(|claimed| claimed)
                 .map_err(failed("sweep what an earlier Homerun left"))?
         };
+        let runtime = doctor::program(&settings.runtime);
+        let runtime = runtime.ok_or(OpenError::NoRuntime {
+            runtime: settings.runtime,
+        })?;
         let run = RunDir::of(&settings.id8);
         let Some(claim) = claim else {
             return Err(OpenError::Claimed { path: run.owner() });
@@ -209,7 +216,7 @@ impl Engine {
         let duty = Duty {
             id8: settings.id8.clone(),
             run: run.clone(),
-            runtime: settings.runtime,
+            runtime,
             layout: layout.clone(),
         };
         let (first_link, child) = Link::open(&settings.launcher, &duty, 1).await?;
@@ -274,7 +281,8 @@ impl Engine {
         let (sender, events) = mpsc::channel(16);
         let entry = Arc::new(Entry {
             groups: Groups::new(&self.inner.layout, &self.inner.id8, id.as_str()),
-            range,
+            first_id: range.first(),
+            range: Mutex::new(Some(range)),
             events: sender,
             stop: watch::Sender::new(None),
             cpu: Arc::new(Cpu::new(tokio::time::Instant::now())),

@@ -11,7 +11,7 @@ use std::{
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     },
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ use crate::{
     cpu::Cpu,
     ids::Range,
     output::Output,
-    probe, rootfs,
+    probe, process,
     watched::watched,
     wire::{End, Order, Start},
 };
@@ -50,7 +50,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) spec: InstanceSpec,
-    pub(crate) range: Range,
+    /// Given back at the end, though the entry is kept until it is forgotten.
+    pub(crate) range: Mutex<Option<Range>>,
+    pub(crate) first_id: u32,
     pub(crate) groups: Groups,
     pub(crate) events: mpsc::Sender<Event>,
     /// The grace, once a stop was asked for.
@@ -154,14 +156,14 @@ impl Life {
             io::Result::Ok(end)
         };
         let files = (|| {
-            let input = rootfs::empty_input()?;
+            let input = process::empty_input()?;
             io::Result::Ok([input, open(Stream::Stdout)?, open(Stream::Stderr)?])
         })();
         let files = files.map_err(|error| not_started(format!("cannot make a pipe: {error}")))?;
         let order = Order::Start(Start {
             id: id.to_string(),
             layers,
-            first_id: self.entry.range.first(),
+            first_id: self.entry.first_id,
         });
         link.order(&order, &files.each_ref())
             .await
@@ -340,6 +342,7 @@ impl Life {
             Ok(Err(error)) => tracing::error!(%id, %error, "cannot remove an instance's groups"),
             Err(error) => tracing::error!(%id, %error, "clearing an instance failed"),
         }
+        drop(entry.range.lock().expect("no panic while held").take());
         let last_lines = match cause {
             // The runtime's own words, which are in the cause.
             ExitCause::NotStarted(_) => Vec::new(),
@@ -373,7 +376,7 @@ async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(Vec<PathBuf
         let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
         let spec = &entry.spec;
         let id = spec.id.as_str();
-        let first_id = entry.range.first();
+        let first_id = entry.first_id;
         let merged = engine.run.merged();
         let lodging = Lodging {
             root: &merged,

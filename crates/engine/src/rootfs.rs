@@ -4,13 +4,13 @@
 //! Everything here runs in the short-lived process that becomes the runtime's `create`, in a mount namespace of its
 //! own: no mount is ever visible outside, and none outlives the instance. Pages of the upper layer are charged to
 //! whoever writes them first, the instance.
-#![expect(unsafe_code, reason = "clone, mount_setattr and unshare have no safe form")]
+#![expect(unsafe_code, reason = "mount_setattr and unshare have no safe form")]
 
 use std::{
     fs,
     io::{self, Write as _},
     os::{
-        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::fs::{DirBuilderExt as _, chown},
     },
     path::{Path, PathBuf},
@@ -33,33 +33,6 @@ pub(crate) const HOST_NAME: &str = "localhost";
 
 /// The directory below the instance's tmpfs that becomes `/`.
 pub(crate) const MERGED: &str = "merged";
-
-/// A user namespace in which `first_id` and the following ids are 0 and following. It holds no process.
-pub(crate) fn user_namespace(first_id: u32) -> io::Result<OwnedFd> {
-    let flags = libc::CLONE_NEWUSER | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM this is fork: the child has its own copy of everything, and does nothing but wait.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if pid == 0 {
-        loop {
-            // SAFETY: pause touches no memory.
-            unsafe { libc::pause() };
-        }
-    }
-    let map = format!("0 {first_id} {IDS}");
-    let made = fs::write(format!("/proc/{pid}/uid_map"), &map)
-        .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), &map))
-        .and_then(|()| crate::network::open_namespace(&format!("/proc/{pid}/ns/user")));
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .expect("clone returned a process id");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
-    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
-    made
-}
 
 /// What went wrong, in words for the instance's failure.
 pub(crate) fn describe(what: &str) -> impl FnOnce(io::Error) -> String + '_ {
@@ -230,32 +203,5 @@ fn directory_in(root: &OwnedFd, name: &str, first_id: u32) -> io::Result<Option<
 
 fn give(file: &OwnedFd, first_id: u32) -> io::Result<()> {
     rustix::fs::fchown(file, Some(Uid::from_raw(first_id)), Some(Gid::from_raw(first_id)))?;
-    Ok(())
-}
-
-/// A file descriptor of standard input that is at its end. Not `/dev/null`: the runtime gives the device's node to the
-/// instance's user, for the whole machine.
-pub(crate) fn empty_input() -> io::Result<OwnedFd> {
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    drop(write);
-    Ok(read)
-}
-
-/// Closes every file from the fourth on when the program is replaced.
-pub(crate) fn close_on_exec() -> io::Result<()> {
-    // SAFETY: it only sets flags of this process's own files.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
-/// Replaces a file number of the calling process, for standard input, output and error.
-pub(crate) fn become_standard(file: &OwnedFd, number: i32) -> io::Result<()> {
-    // SAFETY: the number is one of 0, 1 and 2, which stay open for the life of the process.
-    let mut standard = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
-    rustix::io::dup2(file, &mut standard)?;
     Ok(())
 }

@@ -1,0 +1,86 @@
+//! New processes of the launcher, and what they are given.
+#![expect(
+    unsafe_code,
+    reason = "clone3, close_range and dup2 onto a standard file have no safe form"
+)]
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+use rustix::process::Pid;
+
+use crate::rootfs::IDS;
+
+/// Like fork, in new `namespaces` and born in a version 2 control `group`: moving a process there later would wait for
+/// all CPUs to have noticed, for many milliseconds. None: this is the child.
+///
+/// # Safety
+/// The process must have one thread, or the child must not allocate, lock, or return.
+pub(crate) unsafe fn clone(namespaces: i32, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
+    let unsigned = |number: i32| u64::try_from(number).expect("flags and file numbers are not negative");
+    // SAFETY: all zero is a valid value of this structure of numbers.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = unsigned(namespaces);
+    arguments.exit_signal = unsigned(libc::SIGCHLD);
+    if let Some(group) = group {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = unsigned(group.as_raw_fd());
+    }
+    // SAFETY: without CLONE_VM the child has its own copy of all memory; the rest is up to the caller.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>()) };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(None),
+        Ok(pid @ 1..) => Ok(Pid::from_raw(pid)),
+        Ok(_) | Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// See clone(2).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// A user namespace in which `first_id` and the following ids are 0 and following. It holds no process.
+pub(crate) fn user_namespace(first_id: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the child does nothing but wait.
+    let Some(pid) = (unsafe { clone(libc::CLONE_NEWUSER, None) })? else {
+        loop {
+            rustix::event::pause();
+        }
+    };
+    let number = pid.as_raw_nonzero();
+    let map = format!("0 {first_id} {IDS}");
+    let made = fs::write(format!("/proc/{number}/uid_map"), &map)
+        .and_then(|()| fs::write(format!("/proc/{number}/gid_map"), &map))
+        .and_then(|()| crate::network::open_namespace(&format!("/proc/{number}/ns/user")));
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
+    made
+}
+
+/// A file descriptor of standard input that is at its end. Not `/dev/null`: the runtime gives the device's node to the
+/// instance's user, for the whole machine.
+pub(crate) fn empty_input() -> io::Result<OwnedFd> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    drop(write);
+    Ok(read)
+}
+
+/// Closes every file from the fourth on when the program is replaced.
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    // SAFETY: it only sets flags of this process's own files.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Replaces a file number of the calling process, for standard input, output and error.
+pub(crate) fn become_standard(file: &OwnedFd, number: i32) -> io::Result<()> {
+    // SAFETY: the number is one of 0, 1 and 2, which stay open for the life of the process.
+    let mut standard = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    rustix::io::dup2(file, &mut standard)?;
+    Ok(())
+}
