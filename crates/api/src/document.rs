@@ -8,7 +8,7 @@
     reason = "JSON's six kinds are closed, and all but one are wrong at a time"
 )]
 
-use std::{cell::RefCell, collections::BTreeMap};
+use std::{cell::RefCell, collections::BTreeMap, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
@@ -20,8 +20,20 @@ use crate::{error::Error, reply::Body};
 /// Largest document in bytes.
 pub(crate) const MAX_DOCUMENT: usize = 1 << 20;
 
+/// Within which a document must have arrived: a client that sends its head and then nothing holds no call for ever.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// Reads a whole body of at most [`MAX_DOCUMENT`] bytes.
-pub(crate) async fn read(mut body: Body) -> Result<Bytes, Error> {
+pub(crate) async fn read(body: Body) -> Result<Bytes, Error> {
+    tokio::time::timeout(PATIENCE, gather(body)).await.unwrap_or_else(|_| {
+        Err(Error::invalid(format!(
+            "the request body did not arrive within {} seconds",
+            PATIENCE.as_secs()
+        )))
+    })
+}
+
+async fn gather(mut body: Body) -> Result<Bytes, Error> {
     let mut content = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Error::invalid(format!("the request body broke off: {error}")))?;

@@ -11,7 +11,10 @@ mod blob;
 mod refusal;
 mod upload;
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
 use image::{Digest, MAX_MANIFEST_BYTES, Repository, Version};
@@ -220,18 +223,15 @@ async fn put_manifest(
     };
     let limit = usize::try_from(MAX_MANIFEST_BYTES).expect("a few mebibytes");
     let mut content = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Refusal::broken(&*error))?;
-        if let Ok(data) = frame.into_data() {
-            if content.len() + data.len() > limit {
-                return Err(image::Error::TooLarge {
-                    what: "manifest",
-                    limit: MAX_MANIFEST_BYTES,
-                }
-                .into());
+    while let Some(data) = next(&mut body).await? {
+        if content.len() + data.len() > limit {
+            return Err(image::Error::TooLarge {
+                what: "manifest",
+                limit: MAX_MANIFEST_BYTES,
             }
-            content.extend_from_slice(&data);
+            .into());
         }
+        content.extend_from_slice(&data);
     }
     let digest = surface.images.put_manifest(repository, version, kind, &content).await?;
     Ok(created(
@@ -275,6 +275,23 @@ async fn tags(surface: &Surface, repository: Repository, head: &Parts) -> Result
         response.headers_mut().insert(header::LINK, link);
     }
     Ok(response)
+}
+
+/// How long a body may pause.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The next bytes of a body; None at its end.
+async fn next(body: &mut Body) -> Result<Option<Bytes>, Refusal> {
+    loop {
+        let frame = tokio::time::timeout(PATIENCE, body.frame())
+            .await
+            .map_err(|_| Refusal::paused(PATIENCE))?;
+        let Some(frame) = frame else { return Ok(None) };
+        // Trailers say nothing here.
+        if let Ok(data) = frame.map_err(|error| Refusal::broken(&*error))?.into_data() {
+            return Ok(Some(data));
+        }
+    }
 }
 
 /// 201 with where it is and what it is.

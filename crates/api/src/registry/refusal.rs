@@ -1,5 +1,7 @@
 //! Refusals in the form of the distribution specification.
 
+use std::time::Duration;
+
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use image::{DigestError, ReferenceError};
 use serde_json::json;
@@ -93,6 +95,11 @@ impl Refusal {
             "BLOB_UPLOAD_INVALID",
             format!("the request body broke off: {error}"),
         )
+    }
+
+    pub(crate) fn paused(patience: Duration) -> Self {
+        let message = format!("the request body paused for more than {} seconds", patience.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "BLOB_UPLOAD_INVALID", message)
     }
 
     pub(crate) fn unavailable() -> Self {

@@ -2,7 +2,6 @@
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
-use http_body_util::BodyExt as _;
 use image::{Digest, Images, Repository, UploadId};
 
 use super::{Refusal, accepted, blocking, created, put_location};
@@ -109,24 +108,18 @@ fn start(head: &Parts) -> Result<Option<u64>, Refusal> {
 
 /// Writes the body through to the upload. Answers its new length.
 async fn append(images: &Images, upload: &UploadId, at: Option<u64>, mut body: Body) -> Result<u64, Refusal> {
-    let mut next = at;
+    let mut place = at;
     let mut length = images.upload_length(upload)?;
     let mut gathered = BytesMut::new();
     loop {
-        let frame = body
-            .frame()
-            .await
-            .transpose()
-            .map_err(|error| Refusal::broken(&*error))?;
-        let ended = frame.is_none();
-        if let Some(Ok(data)) = frame.map(hyper::body::Frame::into_data) {
-            gathered.extend_from_slice(&data);
-        }
+        let data = super::next(&mut body).await?;
+        let ended = data.is_none();
+        gathered.extend_from_slice(&data.unwrap_or_default());
         // Also the empty chunk at the end: its place is checked as any other's.
-        if gathered.len() >= PIECE || (ended && (!gathered.is_empty() || next.is_some())) {
+        if gathered.len() >= PIECE || (ended && (!gathered.is_empty() || place.is_some())) {
             let piece: Bytes = gathered.split().freeze();
-            length = images.append(upload, next, piece).await?;
-            next = next.is_some().then_some(length);
+            length = images.append(upload, place, piece).await?;
+            place = place.is_some().then_some(length);
         }
         if ended {
             return Ok(length);

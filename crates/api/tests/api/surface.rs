@@ -330,3 +330,45 @@ async fn the_project_is_described() {
         403
     );
 }
+
+/// A body that never comes.
+struct Silent;
+
+impl hyper::body::Body for Silent {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stays_silent_is_told_so() {
+    let setting = Setting::new().await;
+    tokio::time::pause();
+    for (host, path, status) in [
+        (RUN, SERVICES, 400),
+        (
+            "us-central1-docker.pkg.dev",
+            "/v2/my-project/repo/app/manifests/v1",
+            408,
+        ),
+    ] {
+        let request = Request::builder()
+            .method(if host == RUN { "POST" } else { "PUT" })
+            .uri(path)
+            .header("authorization", format!("Bearer {}", setting.token))
+            .header("content-type", "application/json")
+            .body(Silent)
+            .expect("a request");
+        let begun = tokio::time::Instant::now();
+        let (found, body) = read(homerun_api::answer(&setting.surface, host, request).await).await;
+        assert_eq!(found, status, "{body}");
+        assert!(body.to_string().contains("60 seconds"), "{body}");
+        assert_eq!(begun.elapsed().as_secs(), 60);
+    }
+}
