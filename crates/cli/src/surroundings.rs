@@ -35,6 +35,15 @@ pub(crate) fn short_id(data_dir: &Path) -> String {
     format!("{hash:08x}")
 }
 
+/// One folder of gcloud's per data directory and owner key: gcloud keeps tokens there, and those of an older key in the
+/// same directory are of no use.
+fn place(about: &About) -> String {
+    let key = std::fs::read_to_string(about.owner_key()).unwrap_or_default();
+    let key: serde_json::Value = serde_json::from_str(&key).unwrap_or_default();
+    let id = key["private_key_id"].as_str().unwrap_or("none");
+    format!("{}-{}", short_id(&about.data_dir), id.get(..8).unwrap_or(id))
+}
+
 /// gcloud's configuration for a Homerun, as INI.
 fn configuration(about: &About, api: &str, project: &str, region: &str) -> String {
     let (address, port) = api.rsplit_once(':').unwrap_or((api, "80"));
@@ -74,7 +83,7 @@ fn point(outside: &Outside<'_>, server: &Server) -> Result<Pointing, Error> {
     let about = &server.about;
     let directory = match outside.var("CLOUDSDK_CONFIG") {
         Some(directory) => PathBuf::from(directory),
-        None => outside.config_dir.join("gcloud").join(short_id(&about.data_dir)),
+        None => outside.config_dir.join("gcloud").join(place(about)),
     };
     let text = configuration(about, server.api(), &server.project, server.region());
     let file = directory.join("configurations").join(format!("config_{CONFIGURATION}"));
