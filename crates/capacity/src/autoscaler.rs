@@ -85,12 +85,7 @@ const WINDOW_SECONDS: u64 = 60;
 const UTILIZATION_PERCENT: u64 = 60;
 
 /// Decides. The memory that comes back is the one to pass next time.
-pub fn decide(
-    bounds: &Bounds,
-    mut memory: Memory,
-    seen: Observation,
-    now: Tick,
-) -> (Memory, Decision) {
+pub fn decide(bounds: &Bounds, mut memory: Memory, seen: Observation, now: Tick) -> (Memory, Decision) {
     let wanted_by = u64::from(seen.in_flight) + u64::from(seen.queued);
     memory.remember(now, wanted_by);
     let concurrency = u64::from(bounds.concurrency.max(1));
@@ -103,20 +98,16 @@ pub fn decide(
         (bounds.min, Because::Floor),
         (at_once, Because::Demand),
         // The mean alone neither starts the first instance nor keeps the last: only requests do.
-        (
-            if held > 0 || wanted_by > 0 {
-                average
-            } else {
-                0
-            },
-            Because::Average,
-        ),
+        (if held > 0 || wanted_by > 0 { average } else { 0 }, Because::Average),
         (held, Because::Holding),
     ]
     .into_iter()
-    .fold((0, Because::Idle), |best, next| {
-        if next.0 > best.0 { next } else { best }
-    });
+    .fold(
+        (0, Because::Idle),
+        |best, next| {
+            if next.0 > best.0 { next } else { best }
+        },
+    );
     let decision = if instances > bounds.max {
         Decision {
             instances: bounds.max,
@@ -131,8 +122,7 @@ pub fn decide(
 impl Memory {
     fn remember(&mut self, now: Tick, wanted: u64) {
         let number = now.0 / 1000;
-        self.seconds
-            .retain(|second| second.number + WINDOW_SECONDS > number);
+        self.seconds.retain(|second| second.number + WINDOW_SECONDS > number);
         match self.seconds.last_mut() {
             Some(last) if last.number >= number => {
                 last.sum += wanted;
@@ -156,11 +146,7 @@ impl Memory {
             .map(|second| second.sum * 1000 / u64::from(second.observations.max(1)))
             .sum::<u64>()
             / WINDOW_SECONDS;
-        let utilization = if concurrency == 1 {
-            100
-        } else {
-            UTILIZATION_PERCENT
-        };
+        let utilization = if concurrency == 1 { 100 } else { UTILIZATION_PERCENT };
         u32::try_from((mean * 100).div_ceil(concurrency * utilization * 1000)).unwrap_or(u32::MAX)
     }
 }
@@ -202,10 +188,7 @@ mod tests {
             busy: 10,
             ..Default::default()
         };
-        let narrow = Bounds {
-            max: 10,
-            ..bounds(1)
-        };
+        let narrow = Bounds { max: 10, ..bounds(1) };
         assert_eq!(
             once(&narrow, busy),
             Decision {
@@ -213,10 +196,7 @@ mod tests {
                 because: Because::Ceiling
             }
         );
-        let warm = Bounds {
-            min: 2,
-            ..bounds(80)
-        };
+        let warm = Bounds { min: 2, ..bounds(80) };
         assert_eq!(
             once(&warm, Observation::default()),
             Decision {
@@ -288,11 +268,7 @@ mod tests {
         for look in 0..500 {
             memory = decide(&bounds(80), memory, seen, Tick(look)).0;
         }
-        assert_eq!(
-            memory.wanted(80),
-            1,
-            "one second of 80 in a minute is little"
-        );
+        assert_eq!(memory.wanted(80), 1, "one second of 80 in a minute is little");
     }
 
     proptest! {
