@@ -54,6 +54,10 @@ impl RunDir {
         self.bundles().join(id)
     }
 
+    pub(crate) fn log(&self, id: &str) -> PathBuf {
+        self.bundle(id).join("log")
+    }
+
     pub(crate) fn place(&self) -> PathBuf {
         self.0.join("box")
     }
@@ -68,6 +72,13 @@ impl RunDir {
         directory(self.runtime(), 0o700)?;
         directory(self.bundles(), 0o700)?;
         directory(self.place(), 0o711)
+    }
+
+    /// The last thing that the runtime wrote into its log about an instance: it writes errors only.
+    pub(crate) fn complaint(&self, id: &str) -> Option<String> {
+        let log = fs::read_to_string(self.log(id)).ok()?;
+        let last = log.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
+        Some(last.to_owned())
     }
 
     /// Forgets one instance. Nothing there is success.

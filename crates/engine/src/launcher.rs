@@ -195,7 +195,7 @@ impl Launcher {
             return Ok(child);
         }
         let why = self.become_runtime(start, files);
-        let _ = fs::write(self.duty.run.bundle(&start.id).join("log"), why);
+        let _ = fs::write(self.duty.run.log(&start.id), why);
         // SAFETY: ends the child without running what the parent has to run at its exit.
         unsafe { libc::_exit(125) }
     }
@@ -220,7 +220,7 @@ impl Launcher {
             .arg("--root")
             .arg(run.runtime())
             .arg("--log")
-            .arg(bundle.join("log"))
+            .arg(run.log(&start.id))
             .args(["--cgroup-manager=cgroupfs", "create", "--bundle"])
             .arg(&bundle)
             .arg("--pid-file")
@@ -260,18 +260,15 @@ impl Launcher {
 
     /// The runtime's `create` ended: either a process waits to be released, or the runtime said why not.
     fn created(&mut self, id: String, end: End) -> io::Result<()> {
-        let bundle = self.duty.run.bundle(&id);
         let why = if end == End::Code(0) {
             match self.adopt(&id) {
                 Ok(sent) => return sent,
                 Err(why) => why,
             }
         } else {
-            let log = fs::read_to_string(bundle.join("log")).unwrap_or_default();
-            match log.lines().rev().find(|line| !line.trim().is_empty()) {
-                Some(line) => line.trim().to_owned(),
-                None => format!("{} ended with {end:?}", self.duty.runtime.display()),
-            }
+            let runtime = self.duty.runtime.display();
+            let complaint = self.duty.run.complaint(&id);
+            complaint.unwrap_or_else(|| format!("{runtime} ended with {end:?}"))
         };
         self.report(&Report::NotStarted { id, why }, &[])
     }

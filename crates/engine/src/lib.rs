@@ -291,7 +291,7 @@ impl Engine {
             spec,
         });
         entries.insert(id, Arc::clone(&entry));
-        drop(entries);
+        // Under the lock, so that a shutdown sees either nothing of it or all.
         self.inner.show_start(&entry);
         let mut lives = self.lives.lock().expect("no panic while held");
         while lives.try_join_next().is_some() {}
@@ -311,6 +311,7 @@ impl Engine {
 
     /// Drops what is remembered of an instance that has stopped. Does nothing to others.
     pub fn forget(&self, id: &InstanceId) {
+        let mut entries = self.inner.entries.write().expect("no panic while held");
         self.inner.board.send_if_modified(|observed| {
             let stopped = observed
                 .instances
@@ -318,7 +319,6 @@ impl Engine {
                 .is_some_and(|instance| !instance.state.is_alive());
             if stopped {
                 Arc::make_mut(observed).instances.remove(id);
-                let mut entries = self.inner.entries.write().expect("no panic while held");
                 entries.remove(id);
             }
             stopped

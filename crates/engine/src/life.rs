@@ -116,6 +116,17 @@ fn not_started(why: impl Into<String>) -> ExitCause {
     ExitCause::NotStarted(why.into())
 }
 
+/// The runtime only finds out that a file is no program once the instance is released, and then says so as the
+/// instance itself: on its standard error, with an exit code of 1.
+fn never_executed(cause: ExitCause, last_lines: &[String]) -> ExitCause {
+    match (&cause, last_lines) {
+        (ExitCause::Code(1), [only]) if only.starts_with("exec container process ") => {
+            ExitCause::NotStarted(only.clone())
+        }
+        _ => cause,
+    }
+}
+
 /// An error and its causes in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -343,6 +354,11 @@ impl Life {
             Err(error) => tracing::error!(%id, %error, "clearing an instance failed"),
         }
         drop(entry.range.lock().expect("no panic while held").take());
+        let cause = if self.ready {
+            cause
+        } else {
+            never_executed(cause, &last_lines)
+        };
         let last_lines = match cause {
             // The runtime's own words, which are in the cause.
             ExitCause::NotStarted(_) => Vec::new(),

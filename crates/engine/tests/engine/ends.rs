@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use model::{ExitCause, InstanceState};
 use serde_json::json;
 
-use crate::lab::{Lab, PORT, Recipe};
+use crate::lab::{Lab, PORT, Recipe, layer};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exit_code_and_the_last_lines_are_kept() {
@@ -37,7 +37,7 @@ async fn why_not_started(lab: &mut Lab, change: impl FnOnce(&mut model::Instance
     change(&mut spec);
     let id = lab.start(spec).await;
     let exit = lab.exit(&id).await;
-    assert!(exit.last_lines.is_empty());
+    assert!(exit.last_lines.is_empty(), "{exit:?}");
     let ExitCause::NotStarted(why) = exit.cause else {
         panic!("{:?}", exit.cause);
     };
@@ -64,6 +64,26 @@ async fn what_cannot_start_says_why() {
     assert!(why.contains(&missing) && why.contains("not stored"), "{why}");
     let why = why_not_started(&mut lab, |spec| spec.image = "latest".to_owned()).await;
     assert!(why.contains("latest"), "{why}");
+    lab.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_program_says_so() {
+    let mut recipe = Recipe::default();
+    recipe.layers.push(layer(&[
+        ("text", b"no program", 0o755, 0),
+        ("script", b"#!/no/such/shell\n", 0o755, 0),
+        ("plain", b"#!/guest\n", 0o644, 0),
+    ]));
+    let mut lab = Lab::with(recipe).await;
+    for (program, said) in [
+        ("/text", "Exec format error"),
+        ("/script", "No such file or directory"),
+        ("/plain", "Permission denied"),
+    ] {
+        let why = why_not_started(&mut lab, |spec| spec.command = vec![program.to_owned()]).await;
+        assert!(why.contains(said), "{program}: {why}");
+    }
     lab.close().await;
 }
 
