@@ -20,7 +20,9 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(10);
 
 pub(crate) fn grammar() -> Command {
-    Flags::augment_args(Command::new("up").about("Run Homerun in the foreground: API, ingress and instances"))
+    // `about` after the flags, whose own documentation would take its place.
+    Flags::augment_args(Command::new("up").bin_name("homerun up"))
+        .about("Run Homerun in the foreground: API, ingress and instances")
 }
 
 pub(crate) fn main(words: &[OsString]) -> ExitCode {
@@ -93,6 +95,7 @@ fn run(config: Config) -> anyhow::Result<()> {
             .collect();
         bail!("this machine cannot run containers yet:\n  {}", lines.join("\n  "));
     }
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("homerun")
@@ -119,6 +122,19 @@ fn run(config: Config) -> anyhow::Result<()> {
         tracing::info!("stopped");
         Ok(())
     })
+}
+
+/// As many open files as the machine allows: connections, and seven for each instance.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays where it is");
+    }
 }
 
 /// The lines that tell where everything is. Scripts read them; `ready` is the last.

@@ -114,7 +114,8 @@ impl Homerun {
             http: Some(config.http),
             https: Some((config.https, tls)),
         };
-        let listening = listen::open(&ingress, ports, listen::Limits::default(), cores)?;
+        let listening = listen::open(&ingress, ports, listen::Limits::default(), cores)
+            .map_err(|error| name_flag(error, config.http, config.https))?;
         let http = listening.http().expect("asked for");
         let https = listening.https().expect("asked for");
 
@@ -263,6 +264,21 @@ fn bind_alone(addr: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
         Ok(socket.into())
     };
     listener().with_context(|| format!("cannot listen on {addr} (--api)"))
+}
+
+/// The ingress knows addresses; who reads the error knows flags.
+fn name_flag(error: listen::Error, http: SocketAddr, https: SocketAddr) -> anyhow::Error {
+    match error {
+        listen::Error::Bind { addr, source } => {
+            let flag = match (addr == http, addr == https) {
+                (true, true) => "--http and --https",
+                (false, true) => "--https",
+                (_, false) => "--http",
+            };
+            anyhow::Error::new(source).context(format!("cannot listen on {addr} ({flag})"))
+        }
+        error @ listen::Error::Thread(_) => error.into(),
+    }
 }
 
 fn instances(engine: &Arc<Engine>) -> ingress::Instances {
