@@ -10,11 +10,19 @@
 
 mod case;
 mod filter;
+mod footprint;
+mod layout;
 mod leftover;
 mod server;
 mod session;
+mod user;
+mod wire;
 
 pub use case::run_case;
 pub use filter::filter;
-pub use server::Homerun;
-pub use session::{Client, Session};
+pub use footprint::Footprint;
+pub use layout::Layout;
+pub use server::{Homerun, binary};
+pub use session::{Client, Output, Session};
+pub use user::User;
+pub use wire::{Answer, exchange, read_answer};

@@ -3,6 +3,14 @@
 //! `cargo nextest run -p homerun-e2e` needs the binary (`HOMERUN_BIN` or a debug build), root, crun, curl, and for
 //! Google's half gcloud.
 
+mod bad_input;
+mod durability;
+mod images;
+mod ingress;
+mod scaling;
+mod settings;
+mod start;
+
 use std::{collections::BTreeSet, fs, path::Path};
 
 use homerun_e2e::{Client, Homerun, Session, run_case};

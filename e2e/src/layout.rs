@@ -1,0 +1,138 @@
+//! Images of the tests' own program, as OCI layouts made on the spot with tar and sha256sum.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// An OCI layout on disk: one image of the probe (`e2e/probe/main.rs`), or one manifest list of several.
+#[derive(Debug)]
+pub struct Layout {
+    pub dir: PathBuf,
+    /// Of what `index.json` points at: `sha256:...`.
+    pub digest: String,
+}
+
+impl Layout {
+    /// An image for this machine. `name` is what the probe answers at `/name`: another name is another image.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or tar or sha256sum fails.
+    pub fn image(dir: &Path, name: &str) -> Result<Self> {
+        let mut image = write_image(dir, name)?;
+        image["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        Self::finish(dir, image)
+    }
+
+    /// A manifest list: an image named `name` for linux/amd64, after two for other machines that hold the same but for
+    /// the name.
+    ///
+    /// # Errors
+    /// As [`Self::image`].
+    pub fn list(dir: &Path, name: &str) -> Result<Self> {
+        let mut manifests = Vec::new();
+        for (os, architecture, name) in [
+            ("linux", "arm64", "another CPU's"),
+            ("windows", "amd64", "another system's"),
+            ("linux", "amd64", name),
+        ] {
+            let mut image = write_image(dir, name)?;
+            image["platform"] = json!({"os": os, "architecture": architecture});
+            manifests.push(image);
+        }
+        let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+        let mut list = write_blob(dir, INDEX, list.to_string().as_bytes())?;
+        list["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        Self::finish(dir, list)
+    }
+
+    fn finish(dir: &Path, entry: Value) -> Result<Self> {
+        let digest = entry["digest"]
+            .as_str()
+            .context("a descriptor has a digest")?
+            .to_owned();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
+        fs::write(dir.join("index.json"), index.to_string())?;
+        fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            digest,
+        })
+    }
+}
+
+/// The descriptor of a manifest, all of whose blobs lie in the layout.
+fn write_image(dir: &Path, name: &str) -> Result<Value> {
+    let root = dir.join("root");
+    fs::create_dir_all(root.join("etc"))?;
+    fs::create_dir_all(root.join("tmp"))?;
+    fs::copy(env!("PROBE"), root.join("probe"))?;
+    fs::write(root.join("etc/name"), name)?;
+    let tar = dir.join("layer.tar");
+    let mut command = Command::new("tar");
+    command
+        .args([
+            "--create",
+            "--format=ustar",
+            "--owner=0",
+            "--group=0",
+            "--mtime=@0",
+            "--sort=name",
+        ])
+        .arg(format!("--file={}", tar.display()))
+        .arg(format!("--directory={}", root.display()))
+        .arg(".");
+    run(&mut command)?;
+    let diff_id = digest(&tar)?;
+    let mut command = Command::new("gzip");
+    run(command.args(["--no-name", "--fast", "--force"]).arg(&tar))?;
+    fs::remove_dir_all(&root)?;
+    let layer = dir.join("layer.tar.gz");
+    let layer_blob = write_blob(dir, LAYER, &fs::read(&layer)?)?;
+    fs::remove_file(layer)?;
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Entrypoint": ["/probe"], "Cmd": ["of", "image"], "Env": ["PATH=/", "FROM_IMAGE=yes"], "User": "65532"},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+    });
+    let config = write_blob(dir, CONFIG, config.to_string().as_bytes())?;
+    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer_blob]});
+    write_blob(dir, MANIFEST, manifest.to_string().as_bytes())
+}
+
+fn write_blob(dir: &Path, media_type: &str, content: &[u8]) -> Result<Value> {
+    let blobs = dir.join("blobs/sha256");
+    fs::create_dir_all(&blobs)?;
+    let temp = blobs.join("new");
+    fs::write(&temp, content)?;
+    let digest = digest(&temp)?;
+    let hex = digest.strip_prefix("sha256:").context("as made below")?;
+    fs::rename(&temp, blobs.join(hex))?;
+    Ok(json!({"mediaType": media_type, "digest": digest, "size": content.len()}))
+}
+
+fn digest(file: &Path) -> Result<String> {
+    let output = run(Command::new("sha256sum").arg(file))?;
+    let hex = output.split_whitespace().next().context("sha256sum prints one")?;
+    Ok(format!("sha256:{hex}"))
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
