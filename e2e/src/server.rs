@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use tempfile::TempDir;
 
-use crate::leftover;
+use crate::{footprint::Footprint, leftover};
 
 /// Until it says that it is ready.
 const START: Duration = Duration::from_mins(1);
@@ -29,6 +29,7 @@ pub struct Homerun {
     child: Child,
     root: TempDir,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
     addresses: StartUp,
     /// The 8 hex digits in the names it gives to what the machine shares.
     id8: String,
@@ -74,7 +75,10 @@ impl StartUp {
 }
 
 /// `HOMERUN_BIN`, else `homerun` of the debug profile in cargo's target directory.
-pub(crate) fn binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// When there is none.
+pub fn binary() -> Result<PathBuf> {
     let path = if let Some(path) = std::env::var_os("HOMERUN_BIN") {
         PathBuf::from(path)
     } else {
@@ -89,7 +93,7 @@ pub(crate) fn binary() -> Result<PathBuf> {
 }
 
 /// Starts the binary; what it says goes to `up.log` in `root`.
-fn spawn(root: &Path, flags: &[String]) -> Result<Child> {
+fn spawn(root: &Path, flags: &[String], variables: &[(String, String)]) -> Result<Child> {
     let out = File::create(root.join("up.log"))?;
     let binary = binary()?;
     Command::new(&binary)
@@ -99,6 +103,7 @@ fn spawn(root: &Path, flags: &[String]) -> Result<Child> {
         .arg(root.join("data"))
         .args(flags)
         .env_remove("HOMERUN_API")
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .env("HOME", root.join("home"))
         .stdin(Stdio::null())
         .stdout(out.try_clone()?)
@@ -121,17 +126,30 @@ impl Homerun {
     /// # Errors
     /// As [`Self::up`].
     pub fn up_with(flags: &[&str]) -> Result<Self> {
+        Self::up_in(flags, &[])
+    }
+
+    /// The same with more flags and variables.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn up_in(flags: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let root = TempDir::with_prefix("homerun-e2e-").context("cannot make a directory")?;
         for dir in ["home", "bin", "tmp", "gcloud"] {
             fs::create_dir(root.path().join(dir))?;
         }
         let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let child = spawn(root.path(), &flags)?;
+        let variables: Vec<(String, String)> = variables
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        let child = spawn(root.path(), &flags, &variables)?;
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut homerun = Self {
             child,
             root,
             flags,
+            variables,
             addresses: StartUp {
                 api: nowhere,
                 http: nowhere,
@@ -150,7 +168,7 @@ impl Homerun {
     /// When it cannot be killed; as [`Self::up`].
     pub fn kill_and_restart(&mut self) -> Result<()> {
         self.kill()?;
-        self.child = spawn(self.root.path(), &self.flags)?;
+        self.child = spawn(self.root.path(), &self.flags, &self.variables)?;
         self.meet()
     }
 
@@ -194,6 +212,29 @@ impl Homerun {
         self.child.id()
     }
 
+    /// Where its API listens.
+    pub fn api(&self) -> SocketAddr {
+        self.addresses.api
+    }
+
+    /// Where services answer plain HTTP.
+    pub fn http(&self) -> SocketAddr {
+        self.addresses.http
+    }
+
+    /// Where services answer HTTPS.
+    pub fn https(&self) -> SocketAddr {
+        self.addresses.https
+    }
+
+    /// What its instances occupy at this moment.
+    ///
+    /// # Errors
+    /// When the machine cannot be looked at.
+    pub fn footprint(&self) -> Result<Footprint> {
+        Footprint::of(&self.id8)
+    }
+
     /// A directory for whatever the test needs, gone with it.
     pub fn root(&self) -> &Path {
         self.root.path()
@@ -212,7 +253,31 @@ impl Homerun {
     /// # Errors
     /// Which of it was not so.
     pub fn stop(mut self) -> Result<()> {
-        let status = self.terminate()?;
+        self.order_to_stop()?;
+        self.ended()
+    }
+
+    /// Sends SIGTERM and does not wait.
+    ///
+    /// # Errors
+    /// When it had ended by itself.
+    pub fn order_to_stop(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            return Err(anyhow!("homerun up had ended by itself with {status}:\n{}", self.log()));
+        }
+        let sent = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()?;
+        ensure!(sent.success(), "kill -TERM {}: {sent}", self.child.id());
+        Ok(())
+    }
+
+    /// Waits for the end that was ordered. It must be well, in time, and leave nothing of its id on the machine.
+    ///
+    /// # Errors
+    /// Which of it was not so.
+    pub fn ended(mut self) -> Result<()> {
+        let status = self.wait()?;
         ensure!(
             status.success(),
             "homerun up ended with {status} on SIGTERM:\n{}",
@@ -240,14 +305,7 @@ impl Homerun {
         Ok(())
     }
 
-    fn terminate(&mut self) -> Result<ExitStatus> {
-        if let Some(status) = self.child.try_wait()? {
-            return Err(anyhow!("homerun up had ended by itself with {status}:\n{}", self.log()));
-        }
-        let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
-            .status()?;
-        ensure!(sent.success(), "kill -TERM {}: {sent}", self.child.id());
+    fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + END;
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -266,7 +324,7 @@ impl Homerun {
 impl Drop for Homerun {
     fn drop(&mut self) {
         let ended = matches!(self.child.try_wait(), Ok(Some(_)));
-        if !ended && self.terminate().is_err() {
+        if !ended && (self.order_to_stop().is_err() || self.wait().is_err()) {
             // A test has failed already; what matters is that the next begins on a clean machine.
             let _ = self.kill();
         }
