@@ -8,6 +8,7 @@
 //! | `/args` | its arguments, one a line |
 //! | `/read/PATH` | the file |
 //! | `/burn?ms=N` | milliseconds of CPU it got while two threads used all they could get for N |
+//! | `/fill?mb=N` | after it has written so many MiB of memory, and given them back |
 //! | `/count` | how often a thread has slept a millisecond so far |
 //! | `/hold?ms=N` | after N milliseconds: its start and the most requests it ever had at once |
 //! | `/back` | every piece of the request's body at once, as it comes |
@@ -116,12 +117,23 @@ fn serve(connection: &TcpStream) -> io::Result<()> {
 
 fn answer(target: &str) -> String {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let millis = query.split('&').find_map(|pair| pair.strip_prefix("ms=")).and_then(|ms| ms.parse().ok()).unwrap_or(0);
+    let number = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs
+            .find(|(key, _)| *key == name)
+            .and_then(|(_, value)| value.parse().ok())
+            .unwrap_or(0)
+    };
+    let millis = number("ms");
     let start = START.get().map_or("", String::as_str);
     match path {
         "/name" => read("/etc/name"),
         "/args" => env::args().skip(1).map(|arg| arg + "\n").collect(),
         "/burn" => burn(Duration::from_millis(millis)).to_string(),
+        "/fill" => {
+            let bytes = usize::try_from(number("mb") << 20).unwrap_or(0);
+            std::hint::black_box(vec![1_u8; bytes]).len().to_string()
+        }
         "/count" => COUNT.load(Ordering::Relaxed).to_string(),
         "/hold" => {
             let held = HELD.fetch_add(1, Ordering::SeqCst) + 1;

@@ -63,6 +63,8 @@ fn each_setting_is_shown_and_seen_inside() {
         revision.trim()
     ));
     shows(&shown, SHOWN);
+    // Nobody named one; the revision shows which one it runs in.
+    shows(&shown, "run.googleapis.com/execution-environment: gen2");
     let seen = user.get(&format!("{url}/env"));
     for pair in [
         r#""PORT":"9090""#.to_owned(),
@@ -110,6 +112,11 @@ fn googles_gcloud_sets_them_all() {
     );
     shows(&shown, "run.googleapis.com/execution-environment: gen2\n/hello\nx\ny");
     assert!(user.get(&format!("{url}/env")).contains(r#""B":"two""#));
+    let said = user.refused("gcloud run deploy settings --image=$HELLO $REGION --memory=64Mi --quiet");
+    assert!(
+        said.contains("resources.limits.memory") && said.contains("at least 512Mi"),
+        "{said}"
+    );
     user.leaves();
 }
 
@@ -224,6 +231,26 @@ fn cpu_is_limited_and_taken_between_requests() {
 }
 
 #[test]
+fn memory_is_limited() {
+    let mut user = User::of_homerun();
+    let image = user.import_probe("memory");
+    let url = user.deploy("memory", &format!("--image={image} --memory=128Mi --min-instances=1"));
+    let start = user.get(&url);
+    assert_eq!(user.get(&format!("{url}/fill?mb=64")), (64 << 20).to_string());
+    let said = user.ok(&format!("curl -w ' %{{http_code}}' '{url}/fill?mb=160'"));
+    assert!(said.ends_with(" 500"), "{said}");
+    assert_ne!(user.get(&url), start, "another instance");
+    user.ok("sleep 0.5");
+    let told = user.ok("grep -h 128.MiB $DATA_DIR/log/*.jsonl");
+    assert!(
+        told.contains("Memory limit of 128 MiB exceeded") && told.contains("System"),
+        "nothing of Homerun in {told}"
+    );
+    assert!(told.contains("/fill?mb=160"), "no record of the request in {told}");
+    user.leaves();
+}
+
+#[test]
 fn instances_are_kept_warm_and_requests_end_in_time() {
     let mut user = User::of_homerun();
     let image = user.import_probe("warm");
@@ -262,7 +289,7 @@ fn only_a_changed_template_makes_a_revision() {
     user.ok("gcloud run services update-traffic same $REGION --to-latest --update-tags=t=LATEST");
     user.ok("gcloud run services remove-iam-policy-binding same $REGION --member=allUsers --role=roles/run.invoker");
     assert_eq!(revisions(&mut user), 1);
-    user.ok("sed -i 's/timeoutSeconds: 300/timeoutSeconds: 299/' same.yaml; gcloud run services describe same $REGION --format=yaml | sed 's/timeoutSeconds: 300/timeoutSeconds: 299/' > changed.yaml; gcloud run services replace changed.yaml $REGION");
+    user.ok("gcloud run services describe same $REGION --format=yaml | sed 's/timeoutSeconds: 300/timeoutSeconds: 299/' > changed.yaml; gcloud run services replace changed.yaml $REGION");
     assert_eq!(revisions(&mut user), 2);
     user.ok("gcloud run services update same $REGION --update-labels=team=core");
     assert_eq!(revisions(&mut user), 3);
