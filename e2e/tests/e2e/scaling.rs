@@ -118,8 +118,9 @@ fn a_cut_over_fails_no_request() {
     let mut user = User::of_homerun();
     let url = user.deploy("flip", "--image=$HELLO --set-env-vars=COLOR=blue");
     user.deploy("flip", "--image=$HELLO --set-env-vars=COLOR=green --no-traffic");
+    // New connections and kept ones.
     user.ok(&format!(
-        "( until test -e stop; do curl --max-time 20 -w '%{{http_code}}\\n' '{url}'; done > answers 2>&1 ) & LOOP=$!"
+        "( until test -e stop; do curl --max-time 20 -w '%{{http_code}}\\n' '{url}/?n=[1-20]'; done > answers 2>&1 ) & LOOP=$!"
     ));
     for flip in 0..10 {
         let revision = if flip % 2 == 0 { "flip-00002" } else { "flip-00001" };
