@@ -235,7 +235,7 @@ impl Replay {
             queued: demand.queued,
             starting: count(self.instances.len() - ready),
             ready: count(ready),
-            busy: count(demand.instances.iter().filter(|(_, in_flight)| *in_flight > 0).count()),
+            busy: count(demand.instances.iter().filter(|of| of.in_flight > 0).count()),
             expired: count(expired.len()),
         };
         let bounds = Bounds {

@@ -53,6 +53,15 @@ pub struct Demand {
 pub struct RevisionDemand {
     pub in_flight: u32,
     pub queued: u32,
-    /// In flight on each instance.
-    pub instances: Vec<(InstanceId, u32)>,
+    pub instances: Vec<InstanceDemand>,
+}
+
+/// What one instance has to do, and has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceDemand {
+    pub instance: InstanceId,
+    pub in_flight: u32,
+    /// Requests that ended there so far. When it moves between two looks the instance was not idle in between, even if
+    /// it is at both.
+    pub served: u64,
 }

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 
 use model::{Concurrency, InstanceId};
 
-use crate::{RevisionDemand, RevisionEndpoints, autoscaler::Tick};
+use crate::{InstanceDemand, RevisionDemand, RevisionEndpoints, autoscaler::Tick};
 
 /// Most requests of one revision that wait at a time.
 pub const QUEUE_LIMIT: usize = 10_000;
@@ -85,6 +85,7 @@ pub struct Changes {
 struct Place {
     instance: InstanceId,
     in_flight: u32,
+    served: u64,
     draining: bool,
     /// The endpoints do not name it any more; it stays for the requests it has.
     gone: bool,
@@ -141,6 +142,7 @@ impl Pool {
             .as_mut()
             .expect("a place stays while it has a request");
         debug_assert_eq!(place.instance, slot.instance);
+        place.served += 1;
         if !place.draining
             && let Some(waiting) = self.queue.pop_front()
         {
@@ -182,6 +184,7 @@ impl Pool {
             let place = Some(Place {
                 instance: endpoint.instance.clone(),
                 in_flight: 0,
+                served: 0,
                 draining,
                 gone: false,
             });
@@ -237,16 +240,20 @@ impl Pool {
         }
     }
 
-    /// In flight, queued, and in flight per instance, those included that only finish what they have.
+    /// In flight, queued, and what each instance has to do, those included that only finish what they have.
     pub fn demand(&self) -> RevisionDemand {
         let instances: Vec<_> = self
             .places
             .iter()
             .flatten()
-            .map(|place| (place.instance.clone(), place.in_flight))
+            .map(|place| InstanceDemand {
+                instance: place.instance.clone(),
+                in_flight: place.in_flight,
+                served: place.served,
+            })
             .collect();
         RevisionDemand {
-            in_flight: instances.iter().map(|(_, in_flight)| in_flight).sum(),
+            in_flight: instances.iter().map(|of| of.in_flight).sum(),
             queued: u32::try_from(self.queue.len()).expect("the queue is bounded"),
             instances,
         }

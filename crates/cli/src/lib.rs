@@ -69,7 +69,8 @@ pub fn run(words: &[String], mut outside: Outside<'_>) -> u8 {
 fn complain(outside: &mut Outside<'_>, words: &[String], text: &str) {
     let path = words::path(words);
     let dot = if path.is_empty() { "" } else { "." };
-    outside.say(&format!("ERROR: (homerun{dot}{path}) {}", text.trim_end()));
+    let name = outside.name.word();
+    outside.say(&format!("ERROR: ({name}{dot}{path}) {}", text.trim_end()));
 }
 
 fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {

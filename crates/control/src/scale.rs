@@ -31,8 +31,8 @@ const ORPHAN_DEADLINE: Duration = Duration::from_hours(1);
 #[derive(Debug, Default)]
 pub struct Scaling {
     revisions: HashMap<RevisionKey, Revised>,
-    /// Since when an instance has had no request.
-    idle: BTreeMap<InstanceId, Tick>,
+    /// Since when an instance has had no request, and how many had ended there by then.
+    idle: BTreeMap<InstanceId, (Tick, u64)>,
     /// Instances that get no new request, the endpoints' version that first said so, and when.
     draining: BTreeMap<InstanceId, (u64, Tick)>,
     stopping: BTreeSet<InstanceId>,
@@ -190,15 +190,8 @@ impl Scaling {
             }
         }
         revised.counted.retain(|id| own.iter().any(|(own, _)| *own == id));
-        let in_flight_on = |id: &InstanceId| {
-            asked.map_or(0, |asked| {
-                asked
-                    .instances
-                    .iter()
-                    .find(|(own, _)| own == id)
-                    .map_or(0, |(_, count)| *count)
-            })
-        };
+        let of = |id: &InstanceId| asked?.instances.iter().find(|of| of.instance == *id);
+        let in_flight_on = |id: &InstanceId| of(id).map_or(0, |of| of.in_flight);
         let is_ready = |instance: &Instance| instance.state == InstanceState::Ready;
         let mut ready: Vec<&InstanceId> = Vec::new();
         let mut starting = 0;
@@ -213,7 +206,11 @@ impl Scaling {
             if in_flight_on(id) > 0 {
                 self.idle.remove(*id);
             } else {
-                self.idle.entry((*id).clone()).or_insert(now);
+                let served = of(id).map_or(0, |of| of.served);
+                let idle = self.idle.entry((*id).clone()).or_insert((now, served));
+                if idle.1 != served {
+                    *idle = (now, served);
+                }
             }
             if !self.draining.contains_key(*id) {
                 ready.push(id);
@@ -224,7 +221,7 @@ impl Scaling {
         let retention = if reachable { seen.idle_retention } else { Duration::ZERO };
         let mut expired: Vec<(Tick, &InstanceId)> = ready
             .iter()
-            .filter_map(|id| Some((*self.idle.get(*id)?, *id)))
+            .filter_map(|id| Some((self.idle.get(*id)?.0, *id)))
             .filter(|(since, _)| now.since(*since) >= retention)
             .collect();
         expired.sort();
@@ -337,7 +334,7 @@ impl Scaling {
                 .revisions
                 .values()
                 .flat_map(|asked| &asked.instances)
-                .any(|(own, count)| own == id && *count > 0)
+                .any(|of| of.instance == *id && of.in_flight > 0)
         };
         let done: Vec<InstanceId> = self
             .draining
@@ -392,6 +389,7 @@ impl Revised {
 
 #[cfg(test)]
 mod tests {
+    use capacity::InstanceDemand;
     use model::{Exit, ExitCause, Timestamp};
 
     use super::*;
@@ -406,6 +404,8 @@ mod tests {
         key: RevisionKey,
         now: Tick,
         next: u8,
+        /// What each instance that is asked about has served.
+        served: u64,
     }
 
     impl World {
@@ -422,6 +422,7 @@ mod tests {
                 key,
                 now: Tick(1_000),
                 next: 0,
+                served: 0,
             }
         }
 
@@ -441,7 +442,14 @@ mod tests {
             let demand = RevisionDemand {
                 queued,
                 in_flight: in_flight.iter().map(|(_, count)| count).sum(),
-                instances: in_flight.iter().map(|(id, count)| ((*id).clone(), *count)).collect(),
+                instances: in_flight
+                    .iter()
+                    .map(|(id, count)| InstanceDemand {
+                        instance: (*id).clone(),
+                        in_flight: *count,
+                        served: self.served,
+                    })
+                    .collect(),
             };
             self.demand.revisions.insert(self.key.clone(), demand);
         }
@@ -512,6 +520,28 @@ mod tests {
         world.requests(0, &[]);
         assert_eq!(world.look().0, [Act::Stop(id)]);
         assert!(world.look().0.is_empty(), "stopped once");
+    }
+
+    #[test]
+    fn requests_that_no_look_saw_keep_an_instance() {
+        let mut world = World::new(|_| {});
+        let id = world.instance(InstanceState::Ready);
+        world.requests(0, &[(&id, 0)]);
+        world.look();
+        for _ in 0..10 {
+            world.after(2_000);
+            world.served += 1;
+            world.requests(0, &[(&id, 0)]);
+            assert!(
+                !world.look().1.revisions[&world.key].instances[0].draining,
+                "it served within the retention"
+            );
+        }
+        world.after(3_100);
+        assert!(
+            world.look().1.revisions[&world.key].instances[0].draining,
+            "and then no more"
+        );
     }
 
     #[test]

@@ -104,11 +104,12 @@ macro_rules! name {
 }
 
 name!(
-    /// A service's name: at most 49 characters, so that `TAG---SERVICE-HASH-RR` still fits a DNS label.
+    /// A service's name: at most 49 characters, so that `TAG---SERVICE-HASH-RR` still fits a DNS label, and no `---`,
+    /// or a service `a---b` would have the host of the tag `a` of a service `b`.
     ServiceName,
     "service name",
-    "only lowercase letters, digits and hyphens; must begin with a letter, may not end with a hyphen, and must be less than 50 characters",
-    |text| is_label(text, 49)
+    "only lowercase letters, digits and hyphens; must begin with a letter, may not end with a hyphen, must not contain three hyphens in a row, and must be less than 50 characters",
+    |text| is_label(text, 49) && !text.contains("---")
 );
 
 name!(
@@ -244,7 +245,7 @@ mod tests {
     #[test]
     fn service_names() {
         let longest = "a".repeat(49);
-        for good in ["a", "my-api", "a1", "x-9", longest.as_str()] {
+        for good in ["a", "my-api", "a1", "x-9", "a--b", longest.as_str()] {
             assert!(ServiceName::parse(good).is_ok(), "{good}");
         }
         let too_long = "a".repeat(50);
@@ -258,6 +259,7 @@ mod tests {
             "a.b",
             "ä",
             "a/b",
+            "a---b",
             too_long.as_str(),
         ] {
             let error = ServiceName::parse(bad).expect_err(bad);

@@ -131,7 +131,12 @@ fn one_that_drains_finishes_and_goes() {
     assert_eq!(pool.arrive(Ticket(3), LATER), Arrival::Queued);
     assert_eq!(pool.leave(first), Left::Free);
     assert_eq!(pool.sync(&endpoints(&[])), Changes::default());
-    assert_eq!(pool.demand().instances, [(id(1), 1)]);
+    let left = InstanceDemand {
+        instance: id(1),
+        in_flight: 1,
+        served: 1,
+    };
+    assert_eq!(pool.demand().instances, [left]);
     assert_eq!(pool.leave(second), Left::Idle(id(1)));
     assert_eq!(pool.demand().instances, []);
     assert_eq!(pool.expire(Tick(999)), []);
@@ -293,10 +298,10 @@ proptest! {
             let demand = pool.demand();
             prop_assert_eq!(demand.queued as usize, oracle.waiting.len());
             prop_assert_eq!(demand.in_flight as usize, oracle.held.len());
-            for (instance, in_flight) in &demand.instances {
-                prop_assert_eq!(*in_flight as usize, oracle.load(instance));
+            for of in &demand.instances {
+                prop_assert_eq!(of.in_flight as usize, oracle.load(&of.instance));
             }
-            let mut places: Vec<_> = demand.instances.iter().map(|(instance, _)| instance).collect();
+            let mut places: Vec<_> = demand.instances.iter().map(|of| &of.instance).collect();
             places.sort();
             places.dedup();
             prop_assert_eq!(places.len(), demand.instances.len(), "no instance has two places");

@@ -61,7 +61,8 @@ async fn the_first_kill_for_memory_ends_the_whole_instance() {
     assert_eq!(limit, "134217728\n");
     // A second process is the greedy one; the first would live on if nobody ended it.
     let answer = lab.get(&id, "/child/eat/200").await;
-    assert!(answer.is_err(), "{answer:?}");
+    // The kernel closes the dead one's connection with or without a reset.
+    assert!(answer.as_ref().map_or("", String::as_str).is_empty(), "{answer:?}");
     let limit_bytes = 128 << 20;
     assert_eq!(lab.engine.fate(&id), Fate::OutOfMemory { limit_bytes });
     let exit = lab.exit(&id).await;

@@ -315,7 +315,8 @@ async fn a_draining_instance_gets_nothing_new() {
         assert_eq!(stage.get(via, "/").await.text, "new");
     }
     let demand = stage.ingress.demand();
-    let mut loads = demand.revisions[&revision_key(R1)].instances.clone();
+    let instances = &demand.revisions[&revision_key(R1)].instances;
+    let mut loads: Vec<_> = instances.iter().map(|of| (of.instance.clone(), of.in_flight)).collect();
     loads.sort();
     assert_eq!(loads, [(id(1), 1), (id(2), 0)]);
     permits.add_permits(1);
