@@ -8,6 +8,8 @@ pub(crate) enum Figure {
     P99With512,
     ColdStart,
     DeployCached,
+    TrafficChange,
+    Describe,
     IdleMemory,
 }
 
@@ -47,11 +49,13 @@ impl fmt::Display for Goal {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::RequestsPerSecond,
         Self::P99With512,
         Self::ColdStart,
         Self::DeployCached,
+        Self::TrafficChange,
+        Self::Describe,
         Self::IdleMemory,
     ];
 
@@ -65,6 +69,8 @@ impl Figure {
             Self::P99With512 => "p99-512",
             Self::ColdStart => "cold-start",
             Self::DeployCached => "deploy-cached",
+            Self::TrafficChange => "traffic-change",
+            Self::Describe => "cli-describe",
             Self::IdleMemory => "idle-memory",
         }
     }
@@ -77,6 +83,8 @@ impl Figure {
                 "ms from zero to the first byte through the ingress, beyond a bare start of the program (p50)"
             }
             Self::DeployCached => "ms from a changed service to Ready, its image on the machine",
+            Self::TrafficChange => "ms from sending a changed traffic block to the first request that follows it",
+            Self::Describe => "ms of our client describing a service, from start to end",
             Self::IdleMemory => "MiB resident in an idle Homerun, its launcher included",
         }
     }
@@ -87,6 +95,8 @@ impl Figure {
             Self::P99With512 => Goal::AtMost(1.0),
             Self::ColdStart => Goal::AtMost(1.5),
             Self::DeployCached => Goal::AtMost(150.0),
+            Self::TrafficChange => Goal::AtMost(20.0),
+            Self::Describe => Goal::AtMost(20.0),
             Self::IdleMemory => Goal::AtMost(40.0),
         }
     }

@@ -5,6 +5,7 @@
 //! and, for all of them, a file that names the machine. Ours and the peer's rounds alternate, values are medians. All
 //! load goes to loopback addresses of this machine and ends by itself.
 
+mod answer;
 mod cold;
 mod deploy;
 mod figure;
@@ -76,6 +77,8 @@ fn measure(figure: Figure) -> Result<Measured> {
         Figure::P99With512 => proxy::p99_with_512(),
         Figure::ColdStart => cold::measure(),
         Figure::DeployCached => deploy::measure(),
+        Figure::TrafficChange => answer::traffic_change(),
+        Figure::Describe => answer::describe(),
         Figure::IdleMemory => memory::measure(),
     }
     .with_context(|| format!("cannot measure {}", figure.name()))?;
