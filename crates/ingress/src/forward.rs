@@ -21,6 +21,19 @@ const ASK_AGAIN: [Duration; 4] = [
     Duration::from_millis(100),
 ];
 
+/// Why there is no answer.
+pub(crate) struct Failed {
+    pub(crate) refusal: Refusal,
+    /// The request, when it was never begun because its instance had ended already: another may take it.
+    pub(crate) unsent: Option<Request<Outgoing>>,
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, unsent: None }
+    }
+}
+
 /// Sends the request and waits for the head of the answer.
 ///
 /// A second try is made only on a kept connection that turned out closed before anything came back, and only when the
@@ -31,7 +44,7 @@ pub(crate) async fn exchange(
     protocol: Protocol,
     request: Request<Outgoing>,
     upload: Option<&Upload>,
-) -> Result<(Response<Incoming>, Connection), Refusal> {
+) -> Result<(Response<Incoming>, Connection), Failed> {
     let mut request = request;
     if let Some(mut connection) = Connection::kept(instance, protocol) {
         let spare = spare(&request);
@@ -39,18 +52,25 @@ pub(crate) async fn exchange(
             Ok(response) => return Ok((response, connection)),
             Err((error, unsent)) => match unsent.or_else(|| spare.map(revive)) {
                 Some(again) => request = again,
-                None => return Err(refuse(instances, instance, upload, error).await),
+                None => return Err(refuse(instances, instance, upload, error).await.into()),
             },
         }
     }
     let opened = Connection::open(instances, instance, protocol).await;
     let mut connection = match opened {
         Ok(connection) => connection,
-        Err(error) => return Err(refuse(instances, instance, upload, error).await),
+        Err(error) => {
+            let refusal = refuse(instances, instance, upload, error).await;
+            let unsent = match (instances.fate)(instance) {
+                Fate::Ended | Fate::OutOfMemory { .. } => Some(request),
+                Fate::Alive => None,
+            };
+            return Err(Failed { refusal, unsent });
+        }
     };
     match connection.send(request).await {
         Ok(response) => Ok((response, connection)),
-        Err((error, _)) => Err(refuse(instances, instance, upload, error).await),
+        Err((error, _)) => Err(refuse(instances, instance, upload, error).await.into()),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The life of one request, from its head to the head of its answer. Each step is one call.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
 use model::Protocol;
+use tokio::time::Instant;
 
 use crate::{
     Body, Ingress, Refusal, admission,
@@ -15,6 +16,11 @@ use crate::{
     refusal::LARGEST_HTTP1_BODY,
     trace,
 };
+
+/// An instance's end is known at once, what follows from it for the gates a moment later: how long a request that was
+/// given an ended instance asks for another, and how often.
+const HEARD: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Ingress {
     /// Takes one request to one instance and back. Every request is recorded once: when its answer's body ended, or
@@ -62,23 +68,31 @@ impl Ingress {
         }
 
         let deadline = tally.deadline();
-        let held = self.gates.enter(target, deadline).await?;
+        let mut held = self.gates.enter(target, deadline).await?;
         tally.admitted(held.instance());
 
         header::prepare(&mut parts, host, arrival, target.protocol)?;
         let (body, upload) = Outgoing::new(body, limit);
         tally.uploads(upload.clone());
-        let request = Request::from_parts(parts, body);
-        let exchange = forward::exchange(
-            &self.instances,
-            held.instance(),
-            target.protocol,
-            request,
-            upload.as_deref(),
-        );
-        let (mut response, connection) = tokio::time::timeout_at(deadline, exchange)
-            .await
-            .map_err(|_| Refusal::Deadline(target.timeout.duration()))??;
+        let mut request = Request::from_parts(parts, body);
+        let given_up = Instant::now() + HEARD;
+        let (mut response, connection) = loop {
+            let instance = held.instance();
+            let exchange = forward::exchange(&self.instances, instance, target.protocol, request, upload.as_deref());
+            let failed = match tokio::time::timeout_at(deadline, exchange).await {
+                Ok(Ok(answered)) => break answered,
+                Ok(Err(failed)) => failed,
+                Err(_) => return Err(Refusal::Deadline(target.timeout.duration())),
+            };
+            request = match failed.unsent {
+                Some(request) if Instant::now() < given_up => request,
+                Some(_) | None => return Err(failed.refusal),
+            };
+            drop(held);
+            tokio::time::sleep(LOOK_AGAIN).await;
+            held = self.gates.enter(target, deadline).await?;
+            tally.admitted(held.instance());
+        };
         // A chunked answer has no length to be told by, and an answer to HEAD none of its own.
         if let Some(length) = hyper::body::Body::size_hint(response.body()).exact()
             && length > limit
@@ -101,5 +115,5 @@ struct Passed {
     response: Response<Incoming>,
     held: crate::gate::Held,
     connection: crate::upstream::Connection,
-    deadline: tokio::time::Instant,
+    deadline: Instant,
 }

@@ -94,6 +94,28 @@ async fn a_closed_port_is_503_and_out_of_memory_500() {
 }
 
 #[tokio::test]
+async fn an_ended_instance_loses_only_what_it_had_begun() {
+    let limit_bytes = 256 << 20;
+    for fate in [Fate::Ended, Fate::OutOfMemory { limit_bytes }] {
+        let stage = Arc::new(ready_stage(&Settings::default()).await);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        stage.place_at(id(1), listener.local_addr().expect("an address"));
+        drop(listener);
+        stage.fate(id(1), fate);
+        let asking = stage.clone();
+        let asked = tokio::spawn(async move { asking.get(Via::Http1, "/").await });
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        let server = Server::slow(Duration::ZERO).await;
+        stage.place(id(2), &server);
+        stage.publish(&[(R1, ready(&[2]))]).await;
+        assert_eq!(asked.await.expect("it asks").status, 200, "{fate:?}");
+        let record = &stage.records(1).await[0];
+        assert_eq!((record.status, record.instance.clone()), (200, Some(id(2))));
+        stage.in_flight(0).await;
+    }
+}
+
+#[tokio::test]
 async fn out_of_memory_that_is_seen_a_little_later_is_still_500() {
     let stage = Arc::new(ready_stage(&Settings::default()).await);
     let server = rude(&stage, b"").await;
