@@ -78,7 +78,18 @@ impl RunDir {
     pub(crate) fn complaint(&self, id: &str) -> Option<String> {
         let log = fs::read_to_string(self.log(id)).ok()?;
         let last = log.lines().rev().map(str::trim).find(|line| !line.is_empty())?;
-        Some(last.to_owned())
+        // The one complaint of crun about a container's program that does not say which.
+        match last.strip_prefix("open executable: ") {
+            Some(why) => Some(format!("cannot execute {}: {why}", self.program(id)?)),
+            None => Some(last.to_owned()),
+        }
+    }
+
+    /// The first word of what the bundle starts.
+    fn program(&self, id: &str) -> Option<String> {
+        let config = fs::read(self.bundle(id).join("config.json")).ok()?;
+        let config: serde_json::Value = serde_json::from_slice(&config).ok()?;
+        config["process"]["args"][0].as_str().map(str::to_owned)
     }
 
     /// Forgets one instance. Nothing there is success.
