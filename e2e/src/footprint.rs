@@ -60,6 +60,14 @@ impl Footprint {
                 continue;
             };
             let read = |name: &str| fs::read_to_string(process.path().join(name)).unwrap_or_default();
+            // Dead, and waiting for whoever adopted it to take note.
+            if read("stat")
+                .rsplit(')')
+                .next()
+                .is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+            {
+                continue;
+            }
             let same = start_of(pid).is_some_and(|start| self.processes.contains(&(pid, start)));
             if same || is_instance(&read("cgroup")) {
                 found.push(format!("process {pid}: {}", read("cmdline").replace('\0', " ")));

@@ -1,4 +1,4 @@
-//! Images of the tests' own program, as OCI layouts made on the spot with tar and sha256sum.
+//! Images of the tests' own programs, as OCI layouts made on the spot with tar and sha256sum.
 
 use std::{
     fs,
@@ -15,6 +15,7 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// An OCI layout on disk: one image of the probe (`e2e/probe/main.rs`), or one manifest list of several.
+/// Beside the probe there is `/broken` (`e2e/probe/broken.rs`).
 #[derive(Debug)]
 pub struct Layout {
     pub dir: PathBuf,
@@ -28,7 +29,15 @@ impl Layout {
     /// # Errors
     /// When a file cannot be written, or tar or sha256sum fails.
     pub fn image(dir: &Path, name: &str) -> Result<Self> {
-        let mut image = write_image(dir, name)?;
+        Self::image_for(dir, name, "amd64")
+    }
+
+    /// The same for a machine of this architecture, as far as the image says.
+    ///
+    /// # Errors
+    /// As [`Self::image`].
+    pub fn image_for(dir: &Path, name: &str, architecture: &str) -> Result<Self> {
+        let mut image = write_image(dir, name, architecture)?;
         image["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
         Self::finish(dir, image)
     }
@@ -45,7 +54,7 @@ impl Layout {
             ("windows", "amd64", "another system's"),
             ("linux", "amd64", name),
         ] {
-            let mut image = write_image(dir, name)?;
+            let mut image = write_image(dir, name, architecture)?;
             image["platform"] = json!({"os": os, "architecture": architecture});
             manifests.push(image);
         }
@@ -71,11 +80,12 @@ impl Layout {
 }
 
 /// The descriptor of a manifest, all of whose blobs lie in the layout.
-fn write_image(dir: &Path, name: &str) -> Result<Value> {
+fn write_image(dir: &Path, name: &str, architecture: &str) -> Result<Value> {
     let root = dir.join("root");
     fs::create_dir_all(root.join("etc"))?;
     fs::create_dir_all(root.join("tmp"))?;
     fs::copy(env!("PROBE"), root.join("probe"))?;
+    fs::copy(env!("BROKEN"), root.join("broken"))?;
     fs::write(root.join("etc/name"), name)?;
     let tar = dir.join("layer.tar");
     let mut command = Command::new("tar");
@@ -100,7 +110,7 @@ fn write_image(dir: &Path, name: &str) -> Result<Value> {
     let layer_blob = write_blob(dir, LAYER, &fs::read(&layer)?)?;
     fs::remove_file(layer)?;
     let config = json!({
-        "architecture": "amd64",
+        "architecture": architecture,
         "os": "linux",
         "config": {"Entrypoint": ["/probe"], "Cmd": ["of", "image"], "Env": ["PATH=/", "FROM_IMAGE=yes"], "User": "65532"},
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},

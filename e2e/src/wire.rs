@@ -19,15 +19,15 @@ pub struct Answer {
     pub body: String,
 }
 
-/// Sends the text as it stands and reads to the end of the connection, so it had better say `connection: close`.
+/// Sends the bytes as they stand and reads to the end of the connection, so they had better say `connection: close`.
 ///
 /// # Errors
 /// When nobody listens, when the connection breaks, and when what comes is no HTTP/1.1 answer.
-pub fn exchange(to: SocketAddr, request: &str) -> Result<Answer> {
+pub fn exchange(to: SocketAddr, request: impl AsRef<[u8]>) -> Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("nobody listens at {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(request.as_ref())?;
     read_answer(&mut stream)
 }
 

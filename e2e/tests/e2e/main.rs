@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod durability;
+mod half_open;
 mod images;
 mod ingress;
 mod scaling;

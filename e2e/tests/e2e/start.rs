@@ -297,7 +297,7 @@ fn the_order_to_stop_lets_requests_end_and_takes_no_new_ones() {
     let host = url.strip_prefix("http://").expect("as it was started").to_owned();
     let http = user.homerun.http();
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
-    exchange(http, &get("/")).expect("wakes it");
+    exchange(http, get("/")).expect("wakes it");
 
     let mut under_way = TcpStream::connect(http).expect("listens");
     under_way.write_all(get("/sleep?ms=1500").as_bytes()).expect("sent");

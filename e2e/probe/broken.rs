@@ -1,0 +1,114 @@
+//! The program of the tests' broken image: it does, on request, what a container must not do. It stands alone (the
+//! standard library only, one file, linked statically), compiled by `build.rs`. What enters: `PORT`, arguments. What
+//! leaves: plain text.
+//!
+//! | arguments | it |
+//! |---|---|
+//! | `exit CODE LINE...` | writes the lines to its log and ends with that status |
+//! | `mute` | never listens |
+//! | `loopback` | serves on 127.0.0.1 only |
+//! | `hog MIB` | takes that much memory before it would listen |
+//! | `serve` | serves |
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/hog?mib=N` | after it took N MiB, which it keeps |
+//! | `/crash?code=N` | nothing: it ends with status N |
+//! | any other | its start, which no other instance shares |
+
+#![allow(unsafe_code, reason = "SIGTERM needs a handler, see `signal`; `allow`, since plain rustc denies nothing")]
+
+use std::env;
+use std::hint::black_box;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::process;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const SIGTERM: i32 = 15;
+
+// The first process of a container gets no default action for signals.
+unsafe extern "C" {
+    fn signal(number: i32, action: extern "C" fn(i32)) -> usize;
+    fn _exit(status: i32) -> !;
+}
+
+extern "C" fn end(_signal: i32) {
+    // SAFETY: `_exit` may be called in a signal handler; nothing of this process outlives it.
+    unsafe { _exit(0) }
+}
+
+fn main() {
+    // SAFETY: the handler is a function of the type `signal` takes and calls nothing but `_exit`.
+    unsafe {
+        signal(SIGTERM, end);
+    }
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let args: Vec<String> = env::args().skip(1).collect();
+    let number = |at: usize| args.get(at).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let host = match args.first().map(String::as_str) {
+        Some("exit") => {
+            for line in &args[2.min(args.len())..] {
+                eprintln!("{line}");
+            }
+            process::exit(number(1));
+        }
+        Some("mute") => loop {
+            thread::sleep(Duration::from_secs(3600));
+        },
+        Some("hog") => {
+            take(usize::try_from(number(1)).unwrap_or(0));
+            Ipv4Addr::UNSPECIFIED
+        }
+        Some("loopback") => Ipv4Addr::LOCALHOST,
+        Some("serve") => Ipv4Addr::UNSPECIFIED,
+        other => {
+            eprintln!("no such way to be broken: {other:?}");
+            process::exit(64);
+        }
+    };
+    let port = env::var("PORT").ok().and_then(|port| port.parse::<u16>().ok()).unwrap_or(0);
+    let listener = TcpListener::bind((host, port)).unwrap_or_else(|error| {
+        eprintln!("cannot listen on {host}:{port}: {error}");
+        process::exit(1);
+    });
+    for connection in listener.incoming().flatten() {
+        thread::spawn(move || drop(serve(&connection, start)));
+    }
+}
+
+fn serve(connection: &TcpStream, start: u128) -> io::Result<()> {
+    let mut reader = BufReader::new(connection);
+    let mut writer = connection;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+        loop {
+            let mut header = String::new();
+            reader.read_line(&mut header)?;
+            if header.trim().is_empty() {
+                break;
+            }
+        }
+        if let Some(mib) = target.strip_prefix("/hog?mib=") {
+            eprintln!("takes {mib} MiB");
+            take(mib.parse().unwrap_or(0));
+        }
+        if let Some(code) = target.strip_prefix("/crash?code=") {
+            process::exit(code.parse().unwrap_or(1));
+        }
+        let text = format!("{start}\n");
+        write!(writer, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{text}", text.len())?;
+    }
+}
+
+/// Memory counts when it was written to.
+fn take(mib: usize) {
+    let memory = vec![1_u8; mib << 20];
+    black_box(&memory);
+    std::mem::forget(memory);
+}
