@@ -19,6 +19,9 @@ pub struct Footprint {
     pub processes: BTreeSet<(u32, String)>,
     /// As `/proc/PID/ns/net` links.
     networks: BTreeSet<PathBuf>,
+    /// When it was taken, in ticks since the machine's start. Numbers of namespaces come again as well: what began later
+    /// is in another one.
+    taken: u64,
 }
 
 impl Footprint {
@@ -45,6 +48,7 @@ impl Footprint {
                 }
             }
         }
+        seen.taken = ticks_now().context("/proc/uptime tells no time")?;
         Ok(seen)
     }
 
@@ -73,7 +77,10 @@ impl Footprint {
                 found.push(format!("process {pid}: {}", read("cmdline").replace('\0', " ")));
             }
             let network = fs::read_link(process.path().join("ns/net")).unwrap_or_default();
-            if self.networks.contains(&network) {
+            let began_before = start_of(pid)
+                .and_then(|start| start.parse().ok())
+                .is_some_and(|start: u64| start <= self.taken);
+            if began_before && self.networks.contains(&network) {
                 found.push(format!("network namespace {} of process {pid}", network.display()));
             }
             let mounts = read("mountinfo");
@@ -141,4 +148,12 @@ fn name_of(path: &Path) -> String {
 fn start_of(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(')').next()?.split_whitespace().nth(19).map(str::to_owned)
+}
+
+/// Since the machine's start, of which there are 100 in a second.
+fn ticks_now() -> Option<u64> {
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let (seconds, rest) = uptime.split_once('.')?;
+    let hundredths: u64 = rest.get(..2)?.parse().ok()?;
+    Some(seconds.parse::<u64>().ok()? * 100 + hundredths)
 }

@@ -313,6 +313,8 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
             !footprint.instances.is_empty() && !footprint.processes.is_empty(),
             "{footprint:?}"
         );
+        let seen = footprint.remains().expect("seen");
+        assert!(!seen.is_empty(), "what lives is found, so what is left would be");
         let before = told.lock().expect("whole").acknowledged;
 
         homerun.kill_and_restart().expect("starts after a kill");
