@@ -15,5 +15,4 @@ mod scale;
 mod service;
 mod turn;
 
-pub use scale::{ScaleDecision, Scaling};
 pub use turn::{Control, Links};

@@ -3,6 +3,8 @@
 //! [`Scaling`] is what is remembered between turns. [`Scaling::plan`] is a function of it, of what is asked, of what is
 //! seen and of the time: it returns what to do and the endpoints to publish, and does nothing itself.
 
+mod startup;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -11,25 +13,19 @@ use std::{
 
 use capacity::{
     Demand, Endpoint, Endpoints, RevisionDemand, RevisionEndpoints,
-    autoscaler::{self, Because, Bounds, Decision, Observation, Tick},
+    autoscaler::{self, Because, Bounds, Observation, Tick},
 };
 use model::{Instance, InstanceId, InstanceState, Observed, Revision, RevisionKey, Routed, ServiceKey};
 use store::Snapshot;
 
-/// Start-ups are remembered with this weight for the newest (an exponential mean).
-const NEWEST_WEIGHT: f64 = 0.3;
-/// The queue's least patience, and its multiple of the average start-up (Cloud Run, "About instance autoscaling").
-const LEAST_PATIENCE: Duration = Duration::from_secs(10);
-const PATIENCE_FACTOR: f64 = 3.5;
-/// After a failed start the next one waits, twice as long each time.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
+use startup::{Startups, least_patience};
+
 /// An instance of a revision that is gone is stopped after this time even with requests in flight.
 const ORPHAN_DEADLINE: Duration = Duration::from_hours(1);
 
 /// What control remembers of instances. Lost with the process, and made again from what is seen.
 #[derive(Debug, Default)]
-pub struct Scaling {
+pub(crate) struct Scaling {
     revisions: HashMap<RevisionKey, Revised>,
     /// Since when an instance has had no request, and how many had ended there by then.
     idle: BTreeMap<InstanceId, (Tick, u64)>,
@@ -42,26 +38,13 @@ pub struct Scaling {
 #[derive(Debug, Default)]
 struct Revised {
     memory: autoscaler::Memory,
-    decision: Option<Decision>,
-    startup_seconds: Option<f64>,
-    counted: BTreeSet<InstanceId>,
-    failed_starts: u64,
-    failures_in_a_row: u32,
-    retry_at: Tick,
-    last_failure: Option<Arc<str>>,
-}
-
-/// What was decided for one revision on the last turn, for whoever asks why.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScaleDecision {
-    pub revision: RevisionKey,
-    pub instances: u32,
-    pub because: Because,
+    startups: Startups,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Act {
-    Start(RevisionKey),
+    /// One more instance, for this reason.
+    Start(RevisionKey, Because),
     Stop(InstanceId),
     Forget(InstanceId),
 }
@@ -139,22 +122,7 @@ impl Scaling {
 
     /// Whether anything is under way that only the clock moves on: then look again soon.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.draining.is_empty() || self.revisions.values().any(|r| r.failures_in_a_row > 0)
-    }
-
-    /// The last decisions, for whoever asks why.
-    pub fn decisions(&self) -> Vec<ScaleDecision> {
-        self.revisions
-            .iter()
-            .filter_map(|(key, revised)| {
-                let decision = revised.decision?;
-                Some(ScaleDecision {
-                    revision: key.clone(),
-                    instances: decision.instances,
-                    because: decision.because,
-                })
-            })
-            .collect()
+        !self.draining.is_empty() || self.revisions.values().any(|r| r.startups.is_failing())
     }
 
     fn forget_gone(&mut self, observed: &Observed) {
@@ -183,13 +151,12 @@ impl Scaling {
         let settled = revision.state.is_settled();
         let port = revision.template.container.port.number.get();
         for (id, instance) in own {
-            revised.learn(id, instance, port, now);
             // The first instance's end is news for the revision, which has read it once it is settled.
             if settled && matches!(instance.state, InstanceState::Stopped(_)) {
                 acts.push(Act::Forget((*id).clone()));
             }
         }
-        revised.counted.retain(|id| own.iter().any(|(own, _)| *own == id));
+        revised.startups.learn(own, port, now);
         let of = |id: &InstanceId| asked?.instances.iter().find(|of| of.instance == *id);
         let in_flight_on = |id: &InstanceId| of(id).map_or(0, |of| of.in_flight);
         let is_ready = |instance: &Instance| instance.state == InstanceState::Ready;
@@ -242,7 +209,6 @@ impl Scaling {
         };
         let (memory, decision) = autoscaler::decide(&bounds, std::mem::take(&mut revised.memory), observation, now);
         revised.memory = memory;
-        revised.decision = Some(decision);
         // Before it is settled, the revision itself starts its first instance and no other is wanted.
         let draining = count(
             own.iter()
@@ -258,16 +224,9 @@ impl Scaling {
         if revision.state.is_ready() && alive < decision.instances {
             let allowed = bounds.max.saturating_sub(alive + draining);
             let wanted = (decision.instances - alive).min(allowed).min(*room);
-            if now >= revised.retry_at {
-                // After failed starts one try at a time.
-                let tries = if revised.failures_in_a_row > 0 {
-                    wanted.min(u32::from(starting == 0))
-                } else {
-                    wanted
-                };
-                *room -= tries;
-                acts.extend((0..tries).map(|_| Act::Start(revision.key.clone())));
-            }
+            let tries = revised.startups.allow(wanted, starting, now);
+            *room -= tries;
+            acts.extend((0..tries).map(|_| Act::Start(revision.key.clone(), decision.because)));
         }
         if settled && alive > decision.instances {
             let surplus = usize::try_from(alive - decision.instances).unwrap_or(usize::MAX);
@@ -275,9 +234,6 @@ impl Scaling {
                 self.draining.insert((*id).clone(), (version, now));
             }
         }
-        let patience = revised.startup_seconds.map_or(LEAST_PATIENCE, |seconds| {
-            LEAST_PATIENCE.max(Duration::from_secs_f64(seconds * PATIENCE_FACTOR))
-        });
         RevisionEndpoints {
             instances: own
                 .iter()
@@ -288,9 +244,9 @@ impl Scaling {
                 })
                 .collect(),
             starting,
-            failed_starts: revised.failed_starts,
-            last_failure: revised.last_failure.clone(),
-            patience,
+            failed_starts: revised.startups.failures(),
+            last_failure: revised.startups.last_failure(),
+            patience: revised.startups.patience(),
         }
     }
 
@@ -303,7 +259,7 @@ impl Scaling {
         acts: &mut Vec<Act>,
     ) -> RevisionEndpoints {
         let mut endpoints = RevisionEndpoints {
-            patience: LEAST_PATIENCE,
+            patience: least_patience(),
             ..RevisionEndpoints::default()
         };
         for (id, instance) in own {
@@ -350,39 +306,6 @@ impl Scaling {
             if self.stopping.insert(id.clone()) {
                 acts.push(Act::Stop(id));
             }
-        }
-    }
-}
-
-impl Revised {
-    /// Counts each start's outcome once: how long it took, or that it failed.
-    fn learn(&mut self, id: &InstanceId, instance: &Instance, port: u16, now: Tick) {
-        let outcome = match &instance.state {
-            InstanceState::Starting | InstanceState::Stopping => return,
-            InstanceState::Ready => Some(instance.since.since(instance.created)),
-            InstanceState::Stopped(exit) if exit.was_ready || exit.cause == model::ExitCause::Stopped => return,
-            InstanceState::Stopped(exit) => {
-                if self.counted.insert(id.clone()) {
-                    self.failed_starts += 1;
-                    let backoff = FIRST_BACKOFF
-                        .saturating_mul(1 << self.failures_in_a_row.min(6))
-                        .min(LONGEST_BACKOFF);
-                    self.failures_in_a_row += 1;
-                    self.retry_at = Tick(now.0 + u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX));
-                    self.last_failure = Some(exit.failure(port).1.into());
-                }
-                None
-            }
-        };
-        if let Some(took) = outcome
-            && self.counted.insert(id.clone())
-        {
-            self.failures_in_a_row = 0;
-            let took = took.as_secs_f64();
-            self.startup_seconds = Some(
-                self.startup_seconds
-                    .map_or(took, |mean| mean + NEWEST_WEIGHT * (took - mean)),
-            );
         }
     }
 }
@@ -473,7 +396,7 @@ mod tests {
     }
 
     fn starts(acts: &[Act]) -> usize {
-        acts.iter().filter(|act| matches!(act, Act::Start(_))).count()
+        acts.iter().filter(|act| matches!(act, Act::Start(..))).count()
     }
 
     #[test]

@@ -280,7 +280,8 @@ impl Control {
         });
         for act in acts {
             match act {
-                Act::Start(key) => {
+                Act::Start(key, because) => {
+                    tracing::debug!(revision = %key, ?because, "one more instance");
                     if let Some(revision) = snapshot.revision(&key)
                         && let RevisionState::Ready { digest } = &revision.state
                     {
