@@ -1,7 +1,7 @@
 //! Makes what runs equal what was asked.
 //!
-//! One module per resource: [`service`] makes revisions of changed templates, [`revision`] brings each to ready or
-//! failed, [`route`] binds traffic to ready revisions, [`scale`] starts and drains instances. Each is a pure plan over
+//! One module per resource: `service` makes revisions of changed templates, `revision` brings each to ready or
+//! failed, `route` binds traffic to ready revisions, `scale` starts and drains instances. Each is a pure plan over
 //! whole states; [`Control::run`] reads everything, plans, acts, and sleeps until it is woken by an event or the clock.
 //! Nobody calls control: it is woken, always looks at the whole, and the next turn is the retry.
 //!

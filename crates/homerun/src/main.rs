@@ -1,6 +1,6 @@
 //! The one binary: reads flags and configuration, joins the other crates, and drains them in order.
 //!
-//! No rule of the product lives here. [`up`](crate::up) is the server, [`doctor`](crate::doctor) and `status` look at the
+//! No rule of the product lives here. `up` is the server, `doctor` and `status` look at the
 //! machine, everything else that people type goes to `cli`; the engine starts this binary again as its launcher. What
 //! enters is the process's words, environment and clock, which are read here and nowhere else; what leaves is an exit
 //! code: 0 done, 1 failed, 2 not understood.
