@@ -26,13 +26,9 @@ const OVERRIDES: &[&str] = &[
     "CLOUDSDK_RUN_",
 ];
 
-/// What a stable 8-digit name of a data directory is made of (FNV-1a).
+/// The name of a data directory where a file belongs to it.
 pub(crate) fn short_id(data_dir: &Path) -> String {
-    let mut hash: u32 = 0x811c_9dc5;
-    for byte in data_dir.as_os_str().as_encoded_bytes() {
-        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    }
-    format!("{hash:08x}")
+    model::data_dir_id(data_dir.as_os_str().as_encoded_bytes())
 }
 
 /// One folder of gcloud's per data directory and owner key: gcloud keeps tokens there, and those of an older key in the

@@ -57,8 +57,6 @@ pub(crate) struct Seen<'a> {
     /// Routings that are about to be written: a revision that they reach is reached.
     pub(crate) due: &'a BTreeMap<ServiceKey, Routed>,
     pub(crate) idle_retention: Duration,
-    /// Instances that may still be started on the machine.
-    pub(crate) room: u32,
 }
 
 impl Seen<'_> {
@@ -97,14 +95,13 @@ impl Scaling {
         );
         self.revisions
             .retain(|key, _| seen.snapshot.revisions.contains_key(key));
-        let mut room = seen.room;
         let version = self.published.version + 1;
         let mut revisions = HashMap::new();
         for key in concerned {
             let own = instances.remove(key).unwrap_or_default();
             let asked = seen.demand.revisions.get(key);
             if let Some(revision) = seen.snapshot.revision(key) {
-                let endpoints = self.plan_revision(revision, &own, asked, seen, version, now, &mut room, &mut acts);
+                let endpoints = self.plan_revision(revision, &own, asked, seen, version, now, &mut acts);
                 revisions.insert(key.clone(), endpoints);
             } else {
                 let endpoints = self.plan_orphans(&own, version, now, &mut acts);
@@ -144,7 +141,6 @@ impl Scaling {
         seen: &Seen<'_>,
         version: u64,
         now: Tick,
-        room: &mut u32,
         acts: &mut Vec<Act>,
     ) -> RevisionEndpoints {
         let revised = self.revisions.entry(revision.key.clone()).or_default();
@@ -223,9 +219,8 @@ impl Scaling {
         let alive = count(ready.len()) + starting;
         if revision.state.is_ready() && alive < decision.instances {
             let allowed = bounds.max.saturating_sub(alive + draining);
-            let wanted = (decision.instances - alive).min(allowed).min(*room);
+            let wanted = (decision.instances - alive).min(allowed);
             let tries = revised.startups.allow(wanted, starting, now);
-            *room -= tries;
             acts.extend((0..tries).map(|_| Act::Start(revision.key.clone(), decision.because)));
         }
         if settled && alive > decision.instances {
@@ -356,7 +351,6 @@ mod tests {
                 demand: &self.demand,
                 due: &BTreeMap::new(),
                 idle_retention: Duration::from_secs(3),
-                room: u32::MAX,
             };
             self.scaling.plan(&seen, self.now)
         }

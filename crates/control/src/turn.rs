@@ -268,7 +268,6 @@ impl Control {
             demand: &demand,
             due,
             idle_retention: self.links.idle_retention,
-            room: u32::MAX,
         };
         let (acts, endpoints) = self.scaling.plan(&seen, now);
         self.links.endpoints.send_if_modified(|published| {

@@ -71,7 +71,7 @@ impl Homerun {
         let (lines, log) = mpsc::channel(LOG_LINES);
         let engine = Engine::open(engine::Settings {
             data_dir: data_dir.clone(),
-            id8: id8(&data_dir),
+            id8: model::data_dir_id(data_dir.as_os_str().as_encoded_bytes()),
             images: images.clone(),
             log: lines,
             launcher: std::env::current_exe().context("cannot find this program's own file")?,
@@ -240,18 +240,6 @@ fn open_data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
         .create(dir)
         .and_then(|()| dir.canonicalize())
         .with_context(|| format!("cannot use the data directory {}", dir.display()))
-}
-
-/// 8 hex digits of the data directory's path (FNV-1a): part of every name that the machine shares.
-fn id8(data_dir: &Path) -> String {
-    let hash = data_dir
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(0x811c_9dc5_u32, |hash, byte| {
-            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-        });
-    format!("{hash:08x}")
 }
 
 /// A listener on a port that nobody else has.

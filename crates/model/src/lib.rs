@@ -29,7 +29,7 @@ pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
 pub use instance::{
     Activity, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
 };
-pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, url_hash};
+pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, data_dir_id, url_hash};
 pub use quantity::{Cpu, Memory, QuantityError};
 pub use record::{Entry, LogLine, RequestRecord, Stream};
 pub use revision::{

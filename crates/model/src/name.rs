@@ -180,6 +180,15 @@ fn fnv1a(text: &str) -> u64 {
     })
 }
 
+/// The 8 hex digits that stand for a data directory in every name that the machine shares (cgroups, links, files of the
+/// system's store): FNV-1a of its path's bytes, so that server and client make the same of it.
+pub fn data_dir_id(path: &[u8]) -> String {
+    let hash = path.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("{hash:08x}")
+}
+
 /// The twelve-digit project number that goes with a project id. Google assigns them; here it is a stable function of
 /// the id, so that every start gives the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -302,6 +311,13 @@ mod tests {
         assert_eq!(ProjectNumber::of(&project).to_string().len(), 12);
         let other = ProjectId::parse("my-project2").expect("an id");
         assert_ne!(url_hash(&project), url_hash(&other));
+    }
+
+    #[test]
+    fn data_directories_have_fixed_ids() {
+        // FNV-1a's own test vectors.
+        assert_eq!(data_dir_id(b""), "811c9dc5");
+        assert_eq!(data_dir_id(b"foobar"), "bf9cf968");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::{
     document::short,
+    error::told,
     reply::{self, Body},
 };
 
@@ -56,7 +57,7 @@ impl Refusal {
             | ReferenceError::Host { .. }
             | ReferenceError::Path { .. } => "MANIFEST_INVALID",
         };
-        Self::new(StatusCode::BAD_REQUEST, code, chain(error))
+        Self::new(StatusCode::BAD_REQUEST, code, told(error))
     }
 
     pub(crate) fn digest(error: &DigestError) -> Self {
@@ -121,17 +122,6 @@ impl Refusal {
     }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 impl From<image::Error> for Refusal {
     fn from(error: image::Error) -> Self {
         use image::Error;
@@ -150,6 +140,6 @@ impl From<image::Error> for Refusal {
                 return Self::unavailable();
             }
         };
-        Self::new(status, code, chain(&error))
+        Self::new(status, code, told(&error))
     }
 }

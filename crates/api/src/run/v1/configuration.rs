@@ -1,10 +1,10 @@
 //! The Configuration: a view of a service's template, never written by itself.
 
-use model::{Service, Site, latest_created, latest_ready, service_conditions};
+use model::{Service, Site, service_conditions};
 use serde_json::{Value, json};
 use store::Snapshot;
 
-use crate::run::v1::{SERVING, as_ready, service, template};
+use crate::run::v1::{SERVING, as_ready, name_latest, service, template};
 
 /// A uid for a view of a service: the service's own with its last digits changed, so that it is stable and differs.
 pub(crate) fn derived_uid(uid: &str, which: u8) -> String {
@@ -46,12 +46,7 @@ pub(crate) fn encode(service: &Service, snapshot: &Snapshot, site: &Site) -> Val
         "observedGeneration": service.template_generation,
         "conditions": as_ready(&all, "ConfigurationsReady"),
     });
-    if let Some(created) = latest_created(revisions.clone()) {
-        status["latestCreatedRevisionName"] = created.key.name.as_str().into();
-    }
-    if let Some(ready) = latest_ready(revisions) {
-        status["latestReadyRevisionName"] = ready.key.name.as_str().into();
-    }
+    name_latest(&mut status, revisions);
     json!({
         "apiVersion": SERVING,
         "kind": "Configuration",

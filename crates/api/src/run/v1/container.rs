@@ -5,7 +5,10 @@ use std::num::NonZeroU16;
 use model::{Container, Cpu, EnvVar, Memory, Port, Probe, Protocol, Resources, ServiceName};
 use serde_json::{Map, Value, json};
 
-use crate::document::{Object, short};
+use crate::{
+    document::{Object, short},
+    error::told,
+};
 
 /// Fields of a container that exist and are not served.
 const UNSERVED: &[&str] = &[
@@ -84,7 +87,7 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> Co
     if !image.is_empty()
         && let Err(error) = image.parse::<image::Reference>()
     {
-        given.say("image", said(&error));
+        given.say("image", told(&error));
     }
     let port = port(&mut given);
     let startup_probe = startup_probe(&mut given, port.number);
@@ -102,17 +105,6 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> Co
     given.unserved(UNSERVED);
     given.finish();
     container
-}
-
-/// An error with its causes.
-fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn env(given: &mut Object<'_>) -> Vec<EnvVar> {

@@ -15,11 +15,21 @@ pub(crate) mod template;
 pub(crate) mod traffic;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use model::{Condition, ConditionState, Timestamp};
+use model::{Condition, ConditionState, Revision, Timestamp, latest_created, latest_ready};
 use serde_json::{Value, json};
 
 /// `apiVersion` of everything here.
 pub(crate) const SERVING: &str = "serving.knative.dev/v1";
+
+/// Writes the names of the newest revision and of the newest ready one, where there are any, into a status.
+fn name_latest<'a>(status: &mut Value, revisions: impl Iterator<Item = &'a Revision> + Clone) {
+    if let Some(created) = latest_created(revisions.clone()) {
+        status["latestCreatedRevisionName"] = created.key.name.as_str().into();
+    }
+    if let Some(ready) = latest_ready(revisions) {
+        status["latestReadyRevisionName"] = ready.key.name.as_str().into();
+    }
+}
 
 /// RFC 3339 in UTC with microseconds.
 pub(crate) fn rfc3339(at: Timestamp) -> String {

@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use model::{
-    RevisionTemplate, Service, ServiceKey, ServiceName, Site, Traffic, latest_created, latest_ready, service_conditions,
-};
+use model::{RevisionTemplate, Service, ServiceKey, ServiceName, Site, Traffic, service_conditions};
 use serde_json::{Map, Value, json};
 use store::Snapshot;
 
 use crate::{
     document::{Findings, Object, short},
-    run::v1::{SERVING, annotation, conditions, metadata, opaque, rfc3339, template, traffic},
+    run::v1::{SERVING, annotation, conditions, metadata, name_latest, opaque, rfc3339, template, traffic},
 };
 
 /// What a create or replace asks for.
@@ -155,12 +153,7 @@ pub(crate) fn encode(service: &Service, snapshot: &Snapshot, site: &Site) -> Val
         "address": { "url": url },
         "traffic": traffic::encode_status(&service.routed, &service.key, site),
     });
-    if let Some(created) = latest_created(revisions.clone()) {
-        status["latestCreatedRevisionName"] = created.key.name.as_str().into();
-    }
-    if let Some(ready) = latest_ready(revisions) {
-        status["latestReadyRevisionName"] = ready.key.name.as_str().into();
-    }
+    name_latest(&mut status, revisions);
     json!({
         "apiVersion": SERVING,
         "kind": "Service",
