@@ -64,7 +64,7 @@ fn next(revision: &Revision, observed: &Observed) -> Option<Step> {
                 }),
                 Some(exit) if exit.was_ready => Some(Step::Ready(key)),
                 Some(exit) => {
-                    let port = revision.template.container.port.number.get();
+                    let port = revision.template.port.number.get();
                     let (reason, message) = exit.failure(port);
                     Some(Step::Fail {
                         revision: key,
@@ -84,7 +84,11 @@ fn next(revision: &Revision, observed: &Observed) -> Option<Step> {
 fn exit(instance: &Instance) -> Option<&Exit> {
     match &instance.state {
         InstanceState::Stopped(exit) => Some(exit),
-        InstanceState::Starting | InstanceState::Ready | InstanceState::Stopping => None,
+        InstanceState::Parked
+        | InstanceState::Starting
+        | InstanceState::Ready
+        | InstanceState::Unready
+        | InstanceState::Stopping => None,
     }
 }
 

@@ -145,7 +145,7 @@ impl Scaling {
     ) -> RevisionEndpoints {
         let revised = self.revisions.entry(revision.key.clone()).or_default();
         let settled = revision.state.is_settled();
-        let port = revision.template.container.port.number.get();
+        let port = revision.template.port.number.get();
         for (id, instance) in own {
             // The first instance's end is news for the revision, which has read it once it is settled.
             if settled && matches!(instance.state, InstanceState::Stopped(_)) {
@@ -259,14 +259,14 @@ impl Scaling {
         };
         for (id, instance) in own {
             match &instance.state {
-                InstanceState::Ready => {
+                InstanceState::Ready | InstanceState::Unready => {
                     self.draining.entry((*id).clone()).or_insert((version, now));
                     endpoints.instances.push(Endpoint {
                         instance: (*id).clone(),
                         draining: true,
                     });
                 }
-                InstanceState::Starting => {
+                InstanceState::Parked | InstanceState::Starting => {
                     if self.stopping.insert((*id).clone()) {
                         acts.push(Act::Stop((*id).clone()));
                     }

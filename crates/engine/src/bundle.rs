@@ -91,7 +91,7 @@ pub(crate) fn configuration(
         0 => (&CAPABILITIES, &CAPABILITIES),
         _ => (&[], &CAPABILITIES),
     };
-    let directory = match (&spec.working_dir, config.working_dir.as_str()) {
+    let directory = match (&spec.container.working_dir, config.working_dir.as_str()) {
         (Some(own), _) => own,
         (None, "") => "/",
         (None, of_image) => of_image,
@@ -142,9 +142,9 @@ pub(crate) fn configuration(
 
 /// Cloud Run's rule: a command replaces the entrypoint and drops the image's own arguments.
 fn arguments<'a>(spec: &'a InstanceSpec, config: &'a ImageConfig) -> Result<Vec<&'a String>, BundleError> {
-    let (program, arguments) = match (spec.command.is_empty(), spec.args.is_empty()) {
-        (false, _) => (&spec.command, &spec.args),
-        (true, false) => (&config.entrypoint, &spec.args),
+    let (program, arguments) = match (spec.container.command.is_empty(), spec.container.args.is_empty()) {
+        (false, _) => (&spec.container.command, &spec.container.args),
+        (true, false) => (&config.entrypoint, &spec.container.args),
         (true, true) => (&config.entrypoint, &config.cmd),
     };
     let all: Vec<_> = program.iter().chain(arguments).collect();
@@ -158,7 +158,7 @@ fn arguments<'a>(spec: &'a InstanceSpec, config: &'a ImageConfig) -> Result<Vec<
 fn environment(spec: &InstanceSpec, config: &ImageConfig) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
     let mut all: Vec<String> = Vec::new();
-    let own = spec.env.iter().map(|v| format!("{}={}", v.name, v.value));
+    let own = spec.container.env.iter().map(|v| format!("{}={}", v.name, v.value));
     for entry in config.env.iter().cloned().chain(own) {
         match all.iter_mut().find(|held| name(held) == name(&entry)) {
             Some(held) => *held = entry,
@@ -172,17 +172,17 @@ fn environment(spec: &InstanceSpec, config: &ImageConfig) -> Vec<String> {
 }
 
 fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
-    let mut memory = json!({"limit": spec.memory_bytes});
+    let mut memory = json!({"limit": spec.container.memory_bytes});
     if lodging.limits_swap {
         // Memory and swap together: no swap.
-        memory["swap"] = json!(spec.memory_bytes);
+        memory["swap"] = json!(spec.container.memory_bytes);
     }
     let mut cpu = json!({
-        "shares": (u64::from(spec.cpu_millis) * 1024 / 1000).max(2),
+        "shares": (u64::from(spec.container.cpu_millis) * 1024 / 1000).max(2),
         "period": PERIOD_MICROS,
     });
     if !spec.startup_cpu_boost {
-        cpu["quota"] = json!(quota_micros(spec.cpu_millis));
+        cpu["quota"] = json!(quota_micros(spec.container.cpu_millis));
     }
     json!({
         "memory": memory,
@@ -194,7 +194,7 @@ fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
 fn mounts(spec: &InstanceSpec) -> Value {
     let mount = |destination: &str, kind: &str, options: Vec<String>| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let words = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-    let size = format!("nosuid,noexec,nodev,mode=1777,size={}", spec.memory_bytes);
+    let size = format!("nosuid,noexec,nodev,mode=1777,size={}", spec.container.memory_bytes);
     json!([
         mount("/proc", "proc", words("nosuid,noexec,nodev")),
         mount("/dev", "tmpfs", words("nosuid,strictatime,mode=755,size=65536k")),
@@ -214,7 +214,7 @@ fn mounts(spec: &InstanceSpec) -> Value {
 mod tests {
     use std::num::NonZeroU16;
 
-    use model::{CpuAllocation, EnvVar, InstanceId, Probe, Region, RevisionKey, Sandbox, ServiceKey};
+    use model::{ContainerSpec, CpuAllocation, EnvVar, InstanceId, Probe, Region, RevisionKey, Sandbox, ServiceKey};
 
     use super::*;
 
@@ -228,20 +228,29 @@ mod tests {
                 },
                 name: "hello-00001-abc".parse().expect("a name"),
             },
-            image: String::new(),
-            command: Vec::new(),
-            args: Vec::new(),
-            working_dir: None,
-            env: vec![EnvVar {
-                name: "PORT".to_owned(),
-                value: "8080".to_owned(),
-            }],
-            port: 8080,
-            cpu_millis: 500,
-            memory_bytes: 512 << 20,
+            container: ContainerSpec {
+                name: String::new(),
+                image: String::new(),
+                command: Vec::new(),
+                args: Vec::new(),
+                working_dir: None,
+                env: vec![EnvVar {
+                    name: "PORT".to_owned(),
+                    value: "8080".to_owned(),
+                }],
+                cpu_millis: 500,
+                memory_bytes: 512 << 20,
+                startup_probe: Some(Probe::implicit(NonZeroU16::new(8080).expect("not zero"))),
+                liveness_probe: None,
+                readiness_probe: None,
+                mounts: Vec::new(),
+                depends_on: Vec::new(),
+            },
+            sidecars: Vec::new(),
+            port: NonZeroU16::new(8080).expect("not zero"),
+            volumes: Vec::new(),
             startup_cpu_boost: false,
             cpu_allocation: CpuAllocation::Request,
-            startup_probe: Probe::implicit(NonZeroU16::new(8080).expect("not zero")),
             sandbox: Sandbox::Gen2,
         }
     }
@@ -303,8 +312,8 @@ mod tests {
     fn commands_and_arguments_replace_the_images_own() {
         let arguments = |command: &[&str], own: &[&str]| {
             let mut spec = spec();
-            spec.command = command.iter().map(|word| (*word).to_owned()).collect();
-            spec.args = own.iter().map(|word| (*word).to_owned()).collect();
+            spec.container.command = command.iter().map(|word| (*word).to_owned()).collect();
+            spec.container.args = own.iter().map(|word| (*word).to_owned()).collect();
             of(&spec, false)["process"]["args"].clone()
         };
         assert_eq!(arguments(&[], &[]), json!(["/server", "--fast"]));

@@ -337,7 +337,7 @@ impl Engine {
         let no = |why| io::Error::new(io::ErrorKind::NotConnected, format!("instance {id} {why}"));
         let entry = self.inner.entry(id).ok_or_else(|| no("is unknown"))?;
         let running = entry.running.get().ok_or_else(|| no("has no process"))?;
-        let to = std::net::SocketAddr::from((ADDRESS, entry.spec.port));
+        let to = std::net::SocketAddr::from((ADDRESS, entry.spec.port.get()));
         self.inner.home.connect(running.network.as_fd(), to)
     }
 
@@ -373,7 +373,7 @@ impl Engine {
         let gone = running.is_gone();
         if running.kills.count() > 0 {
             return Fate::OutOfMemory {
-                limit_bytes: entry.spec.memory_bytes,
+                limit_bytes: entry.spec.memory_bytes(),
             };
         }
         if gone { Fate::Ended } else { Fate::Alive }
@@ -384,7 +384,7 @@ impl Engine {
         let promised: u64 = {
             let entries = self.inner.entries.read().expect("no panic while held");
             let alive = entries.values().filter(|entry| entry.over.get().is_none());
-            alive.map(|entry| u64::from(entry.spec.cpu_millis)).sum()
+            alive.map(|entry| u64::from(entry.spec.cpu_millis())).sum()
         };
         let all = u64::try_from(cpus()).unwrap_or(u64::MAX).saturating_mul(1000);
         Room {
@@ -486,11 +486,17 @@ impl Inner {
         self.board.send_if_modified(|observed| {
             let leads = |from: &InstanceState| match (from, &state) {
                 (InstanceState::Stopped(_), _)
-                | (_, InstanceState::Starting)
-                | (InstanceState::Stopping, InstanceState::Ready) => false,
+                | (_, InstanceState::Parked)
+                | (InstanceState::Stopping | InstanceState::Parked, InstanceState::Ready | InstanceState::Unready)
+                | (InstanceState::Starting, InstanceState::Unready) => false,
+                (_, InstanceState::Starting) => *from == InstanceState::Parked,
                 (
-                    InstanceState::Starting | InstanceState::Ready | InstanceState::Stopping,
-                    InstanceState::Ready | InstanceState::Stopping | InstanceState::Stopped(_),
+                    InstanceState::Parked
+                    | InstanceState::Starting
+                    | InstanceState::Ready
+                    | InstanceState::Unready
+                    | InstanceState::Stopping,
+                    InstanceState::Ready | InstanceState::Unready | InstanceState::Stopping | InstanceState::Stopped(_),
                 ) => *from != state,
             };
             let held = observed.instances.get(id);

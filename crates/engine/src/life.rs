@@ -235,7 +235,8 @@ impl Life {
                 return not_started(format!("cannot watch the instance's memory: {error}"));
             }
         };
-        let listening = probe::until_listening(&engine.home, &running.network, &spec.startup_probe);
+        let startup_probe = spec.startup_probe();
+        let listening = probe::until_listening(&engine.home, &running.network, &startup_probe);
         let mut listening = std::pin::pin!(listening);
         let mut boosted = spec.startup_cpu_boost;
         let boost_end = sleep_until(Instant::now() + Duration::from_secs(1 << 30));
@@ -272,15 +273,15 @@ impl Life {
                             return self.out_of_memory();
                         }
                         return ExitCause::NotListening {
-                            port: spec.port,
-                            seconds: spec.startup_probe.patience().as_secs(),
+                            port: spec.port.get(),
+                            seconds: startup_probe.patience().as_secs(),
                             loopback_only: heard.loopback_only,
                         };
                     }
                 },
                 () = &mut boost_end, if boosted && self.ready => {
                     boosted = false;
-                    if let Err(error) = entry.groups.set_cpu(Some(spec.cpu_millis)) {
+                    if let Err(error) = entry.groups.set_cpu(Some(spec.cpu_millis())) {
                         tracing::error!(id = %spec.id, %error, "cannot end the startup CPU boost");
                     }
                 }
@@ -301,7 +302,7 @@ impl Life {
     /// Says so in the instance's log, in Cloud Run's words.
     fn out_of_memory(&self) -> ExitCause {
         let spec = &self.entry.spec;
-        let limit_bytes = spec.memory_bytes;
+        let limit_bytes = spec.memory_bytes();
         let used = self.entry.groups.memory_peak().unwrap_or(limit_bytes);
         let (limit, used) = (limit_bytes >> 20, used.max(limit_bytes) >> 20);
         let text = format!("Memory limit of {limit} MiB exceeded with {used} MiB used.");
@@ -383,6 +384,7 @@ impl Life {
 async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(Vec<PathBuf>, (u32, u32)), String> {
     let digest: Digest = entry
         .spec
+        .container
         .image
         .parse()
         .map_err(|error: image::DigestError| chain(&error))?;

@@ -28,7 +28,7 @@ pub(crate) async fn until_listening(home: &Home, network: &OwnedFd, probe: &Prob
     let begin = Instant::now();
     let patience = probe.patience();
     sleep(Duration::from_secs(u64::from(probe.initial_delay))).await;
-    let port = probe.port.get();
+    let port = probe.check.port().get();
     let own = SocketAddr::new(IpAddr::V4(ADDRESS), port);
     let limit = Duration::from_secs(u64::from(probe.timeout));
     loop {

@@ -221,6 +221,7 @@ mod tests {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             template: example(),
+            scaling: crate::ServiceScaling::default(),
             traffic: Traffic::latest(),
             policy: Policy::default(),
             routed: Routed::default(),

@@ -1,6 +1,6 @@
-//! The container of a revision: image, process, environment, port, resources, startup probe.
+//! A container of a revision: image, process, environment, port, resources, probes, and what it mounts.
 
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ pub const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFI
 /// Longest value of one environment variable: 32 KiB (Cloud Run quotas).
 const LONGEST_ENV: usize = 32 * 1024;
 
-/// The one container of an instance.
+/// One container of an instance: the ingress container, which listens on the template's port, or a sidecar.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// The name in the document, empty when the caller gave none.
@@ -26,10 +26,41 @@ pub struct Container {
     pub working_dir: Option<String>,
     /// In the caller's order; of two entries with one name the last wins.
     pub env: Vec<EnvVar>,
-    pub port: Port,
     pub resources: Resources,
-    /// None: the implicit one, a TCP connect to the port that must succeed within 240 s.
+    /// None: for the ingress container the implicit one, a TCP connect to the port that must succeed within 240 s; for
+    /// a sidecar none at all.
     pub startup_probe: Option<Probe>,
+    /// Begins when the startup probe has passed; when it fails the container is restarted.
+    pub liveness_probe: Option<Probe>,
+    /// While it fails, the instance gets no new request.
+    pub readiness_probe: Option<Probe>,
+    pub mounts: Vec<VolumeMount>,
+    /// Names of containers whose startup probe must have passed before this one is started
+    /// (`run.googleapis.com/container-dependencies`).
+    pub depends_on: Vec<String>,
+}
+
+/// Where a container finds a volume of its template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// The volume's name.
+    pub volume: String,
+    /// Absolute; not `/`, nor below `/dev`, `/proc` or `/sys`.
+    pub path: String,
+}
+
+/// Storage that the containers of one instance share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub name: String,
+    pub source: VolumeSource,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeSource {
+    /// `emptyDir` with medium `Memory`: empty at the instance's start, gone with it, counted as its memory. None: as
+    /// large as the memory of all containers.
+    Memory { size_limit: Option<Memory> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,18 +110,48 @@ impl Default for Resources {
     }
 }
 
-/// A startup probe by TCP connect. Seconds, with the ranges of the Admin API.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A probe of a container. Seconds, with the ranges of the Admin API: 240 at most for a startup probe, 3600 for others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// 0 to 240.
     pub initial_delay: u32,
-    /// 1 to 240, not below `timeout`.
+    /// At least 1, not below `timeout`.
     pub period: u32,
-    /// 1 to 240.
+    /// At least 1.
     pub timeout: u32,
-    /// At least 1; `period * failures` at most 240.
+    /// Failures in a row that make the probe failed. At least 1; of a startup probe `period * failures` at most 240.
     pub failures: u32,
-    pub port: NonZeroU16,
+    /// Successes in a row that make a failed readiness probe passed again; 1 for all others.
+    pub successes: NonZeroU32,
+    pub check: Check,
+}
+
+/// What a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Check {
+    /// Something accepts a connection. Startup only.
+    Tcp { port: NonZeroU16 },
+    /// GET over HTTP/1.1 is answered with 200 to 399.
+    Http {
+        port: NonZeroU16,
+        path: String,
+        headers: Vec<Header>,
+    },
+    /// `grpc.health.v1.Health/Check` answers SERVING.
+    Grpc { port: NonZeroU16, service: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    pub name: String,
+    pub value: String,
+}
+
+impl Check {
+    pub fn port(&self) -> NonZeroU16 {
+        match self {
+            Self::Tcp { port } | Self::Http { port, .. } | Self::Grpc { port, .. } => *port,
+        }
+    }
 }
 
 impl Probe {
@@ -101,7 +162,8 @@ impl Probe {
             period: 240,
             timeout: 240,
             failures: 1,
-            port,
+            successes: NonZeroU32::MIN,
+            check: Check::Tcp { port },
         }
     }
 
@@ -199,12 +261,6 @@ pub fn container_violations(container: &Container, path: &str) -> Vec<Violation>
     }
     if let Some(probe) = &container.startup_probe {
         probe.violations(&format!("{path}.startupProbe"), &mut found);
-        if probe.port != container.port.number {
-            found.push(Violation::new(
-                format!("{path}.startupProbe.tcpSocket.port"),
-                format!("{} is not the container's port {}", probe.port, container.port.number),
-            ));
-        }
     }
     found
 }
@@ -227,9 +283,12 @@ pub(crate) fn example() -> Container {
         args: Vec::new(),
         working_dir: None,
         env: Vec::new(),
-        port: Port::default(),
         resources: Resources::default(),
         startup_probe: None,
+        liveness_probe: None,
+        readiness_probe: None,
+        mounts: Vec::new(),
+        depends_on: Vec::new(),
     }
 }
 
@@ -271,7 +330,7 @@ mod tests {
             period: 5,
             timeout: 6,
             failures: 49,
-            port: NonZeroU16::new(9).expect("not zero"),
+            ..Probe::implicit(NonZeroU16::new(9).expect("not zero"))
         });
         assert_eq!(
             fields(&container),
@@ -286,7 +345,6 @@ mod tests {
                 "c.startupProbe.initialDelaySeconds",
                 "c.startupProbe.periodSeconds",
                 "c.startupProbe.failureThreshold",
-                "c.startupProbe.tcpSocket.port",
             ]
         );
     }

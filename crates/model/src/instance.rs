@@ -1,10 +1,12 @@
 //! One running copy of a revision: what it needs to run, and what is seen of it.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{CpuAllocation, EnvVar, Probe, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp};
+use crate::{
+    CpuAllocation, EnvVar, Probe, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp, Volume, VolumeMount,
+};
 
 /// An instance's id: `i` and 24 hex digits, so that it is a legal container, cgroup and DNS name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -64,6 +66,24 @@ pub struct InstanceSpec {
     pub id: InstanceId,
     /// Whose instance it is; the engine only hands it back.
     pub of: RevisionKey,
+    /// The one that takes requests.
+    pub container: ContainerSpec,
+    /// Containers beside it, which share its network, in the document's order.
+    pub sidecars: Vec<ContainerSpec>,
+    /// Where the ingress container listens.
+    pub port: NonZeroU16,
+    pub volumes: Vec<Volume>,
+    /// No CPU limit until ready and 10 s more.
+    pub startup_cpu_boost: bool,
+    pub cpu_allocation: CpuAllocation,
+    pub sandbox: Sandbox,
+}
+
+/// What one container of an instance needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Unique in the instance; empty only for an ingress container that is alone.
+    pub name: String,
     /// `sha256:...` of the image's manifest or index.
     pub image: String,
     /// Replaces the image's entrypoint when not empty.
@@ -73,26 +93,28 @@ pub struct InstanceSpec {
     pub working_dir: Option<String>,
     /// Added to the image's environment; a later entry wins over an earlier one of the same name.
     pub env: Vec<EnvVar>,
-    pub port: u16,
     /// Hard limit, thousandths of a CPU.
     pub cpu_millis: u32,
     /// Hard limit, bytes; files written to the root file system count.
     pub memory_bytes: u64,
-    /// No CPU limit until ready and 10 s more.
-    pub startup_cpu_boost: bool,
-    pub cpu_allocation: CpuAllocation,
-    pub startup_probe: Probe,
-    pub sandbox: Sandbox,
+    /// None: the container counts as started when its process runs. Always there for the ingress container.
+    pub startup_probe: Option<Probe>,
+    pub liveness_probe: Option<Probe>,
+    pub readiness_probe: Option<Probe>,
+    pub mounts: Vec<VolumeMount>,
+    /// Names of containers that must have started before.
+    pub depends_on: Vec<String>,
 }
 
 impl InstanceSpec {
-    /// What an instance of `revision` needs. `image` is the digest of its image.
+    /// What an instance of `revision` needs. `image` is the digest of the ingress container's image.
     pub fn derive(id: InstanceId, revision: &Revision, image: String, project: &ProjectId) -> Self {
         let template = &revision.template;
         let container = &template.container;
+        let port = template.port.number;
         let service = revision.key.service.name.as_str();
         let platform = [
-            ("PORT", container.port.number.to_string()),
+            ("PORT", port.to_string()),
             ("K_SERVICE", service.to_owned()),
             ("K_REVISION", revision.key.name.to_string()),
             ("K_CONFIGURATION", service.to_owned()),
@@ -106,21 +128,48 @@ impl InstanceSpec {
         Self {
             id,
             of: revision.key.clone(),
-            image,
-            command: container.command.clone(),
-            args: container.args.clone(),
-            working_dir: container.working_dir.clone(),
-            env: container.env.iter().cloned().chain(platform).collect(),
-            port: container.port.number.get(),
-            cpu_millis: container.resources.cpu.millis(),
-            memory_bytes: container.resources.memory.bytes(),
+            container: ContainerSpec {
+                name: container.name.clone(),
+                image,
+                command: container.command.clone(),
+                args: container.args.clone(),
+                working_dir: container.working_dir.clone(),
+                env: container.env.iter().cloned().chain(platform).collect(),
+                cpu_millis: container.resources.cpu.millis(),
+                memory_bytes: container.resources.memory.bytes(),
+                startup_probe: Some(container.startup_probe.clone().unwrap_or_else(|| Probe::implicit(port))),
+                liveness_probe: container.liveness_probe.clone(),
+                readiness_probe: container.readiness_probe.clone(),
+                mounts: container.mounts.clone(),
+                depends_on: container.depends_on.clone(),
+            },
+            sidecars: Vec::new(),
+            port,
+            volumes: template.volumes.clone(),
             startup_cpu_boost: template.startup_cpu_boost(),
             cpu_allocation: template.cpu_allocation(),
-            startup_probe: container
-                .startup_probe
-                .unwrap_or_else(|| Probe::implicit(container.port.number)),
             sandbox: template.sandbox.unwrap_or(Sandbox::Gen2),
         }
+    }
+
+    /// The ingress container's startup probe.
+    pub fn startup_probe(&self) -> Probe {
+        let own = self.container.startup_probe.clone();
+        own.unwrap_or_else(|| Probe::implicit(self.port))
+    }
+
+    pub fn containers(&self) -> impl Iterator<Item = &ContainerSpec> {
+        std::iter::once(&self.container).chain(&self.sidecars)
+    }
+
+    /// Of all containers together, thousandths of a CPU.
+    pub fn cpu_millis(&self) -> u32 {
+        self.containers().map(|container| container.cpu_millis).sum()
+    }
+
+    /// Of all containers together.
+    pub fn memory_bytes(&self) -> u64 {
+        self.containers().map(|container| container.memory_bytes).sum()
     }
 }
 
@@ -142,10 +191,14 @@ pub struct Instance {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InstanceState {
+    /// Made, but its program has not been started: it waits to be released.
+    Parked,
     /// Its process is being started or its startup probe has not passed.
     Starting,
     /// It takes requests.
     Ready,
+    /// It was ready, and its readiness probe fails: it gets no new request until the probe passes again.
+    Unready,
     /// It was asked to stop and has not ended.
     Stopping,
     /// It ended. Kept until it is forgotten.
@@ -156,7 +209,7 @@ impl InstanceState {
     /// Whether it takes room on the machine.
     pub fn is_alive(&self) -> bool {
         match self {
-            Self::Starting | Self::Ready | Self::Stopping => true,
+            Self::Parked | Self::Starting | Self::Ready | Self::Unready | Self::Stopping => true,
             Self::Stopped(_) => false,
         }
     }

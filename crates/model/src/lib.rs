@@ -24,20 +24,23 @@ mod traffic;
 mod violation;
 
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
-pub use container::{Container, EnvVar, Port, Probe, Protocol, RESERVED_ENV, Resources, container_violations};
+pub use container::{
+    Check, Container, EnvVar, Header, Port, Probe, Protocol, RESERVED_ENV, Resources, Volume, VolumeMount,
+    VolumeSource, container_violations,
+};
 pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
 pub use instance::{
-    Activity, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
+    Activity, ContainerSpec, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
 };
 pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, data_dir_id, url_hash};
 pub use quantity::{Cpu, Memory, QuantityError};
 pub use record::{Entry, LogLine, RequestRecord, Stream};
 pub use revision::{
-    Concurrency, CpuAllocation, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate, Sandbox,
-    Scaling, template_violations,
+    Concurrency, CpuAllocation, Kpa, KpaMetric, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate,
+    Sandbox, Scaling, template_violations,
 };
 pub use route::{Invoker, Route, RouteTable, RouteTarget, Weighted};
-pub use service::{Routed, RoutedTarget, Service, ServiceKey, latest_created, latest_ready};
+pub use service::{Routed, RoutedTarget, Service, ServiceKey, ServiceScaling, latest_created, latest_ready};
 pub use site::{Scheme, Site};
 pub use time::Timestamp;
 pub use traffic::{Percent, Target, Traffic, TrafficError, TrafficTarget, assign};

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Container, RevisionName, ServiceKey, Timestamp, Violation, container::container_violations};
+use crate::{Container, Port, RevisionName, ServiceKey, Timestamp, Violation, Volume, container::container_violations};
 
 /// What the next revision will be. A changed template makes a new revision; everything in it is immutable there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +15,15 @@ pub struct RevisionTemplate {
     pub labels: BTreeMap<String, String>,
     /// Those without meaning to us, kept word for word. Those with meaning are fields below.
     pub annotations: BTreeMap<String, String>,
+    /// The one that takes requests.
     pub container: Container,
+    /// Where the ingress container listens.
+    pub port: Port,
+    /// The other containers, in the document's order.
+    pub sidecars: Vec<Container>,
+    /// How many of the sidecars stand before the ingress container in the document.
+    pub ingress_position: usize,
+    pub volumes: Vec<Volume>,
     pub concurrency: Concurrency,
     pub timeout: RequestTimeout,
     /// E-mail of the account the instances run as; None is the project's default account.
@@ -27,6 +35,41 @@ pub struct RevisionTemplate {
     pub sandbox: Option<Sandbox>,
     /// None: not said by the caller, no boost.
     pub startup_cpu_boost: Option<bool>,
+    /// None: not said by the caller, no affinity.
+    pub session_affinity: Option<bool>,
+    /// Scaling by Knative's own rules. None: by Cloud Run's.
+    pub kpa: Option<Kpa>,
+}
+
+/// What annotations of `autoscaling.knative.dev/` other than the bounds ask for; None is Knative's default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kpa {
+    pub metric: KpaMetric,
+    /// Per instance, in hundredths of a request (concurrency) or of a request a second (rps).
+    pub target_centi: Option<u32>,
+    /// `target-utilization-percentage`, 1 to 100.
+    pub target_utilization: Option<u8>,
+    /// Seconds, 6 to 3600.
+    pub window: Option<u32>,
+    /// `panic-window-percentage`, hundredths of a percent.
+    pub panic_window_centi: Option<u32>,
+    /// `panic-threshold-percentage`, hundredths of a percent.
+    pub panic_threshold_centi: Option<u32>,
+    /// `target-burst-capacity`; -1 keeps the queue of the ingress in the path.
+    pub target_burst_capacity: Option<i64>,
+    pub initial_scale: Option<u32>,
+    pub activation_scale: Option<u32>,
+    /// Seconds, 0 to 3600.
+    pub scale_down_delay: Option<u32>,
+    /// `scale-to-zero-pod-retention-period`, seconds.
+    pub retention: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KpaMetric {
+    #[default]
+    Concurrency,
+    Rps,
 }
 
 /// Requests one instance takes at a time: 1 to 1000.
@@ -152,6 +195,12 @@ impl RevisionTemplate {
     pub fn startup_cpu_boost(&self) -> bool {
         self.startup_cpu_boost.unwrap_or(false)
     }
+
+    /// Every container in the document's order.
+    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+        let (before, after) = self.sidecars.split_at(self.ingress_position.min(self.sidecars.len()));
+        before.iter().chain([&self.container]).chain(after)
+    }
 }
 
 /// Every rule that a template breaks, with `path` (such as `spec.template`) in front of the fields.
@@ -163,6 +212,18 @@ pub fn template_violations(template: &RevisionTemplate, service: &crate::Service
     let mut say = |field: &str, description: String| {
         found.push(Violation::new(format!("{path}.{field}"), description));
     };
+    if let Some(probe) = &template.container.startup_probe
+        && probe.check.port() != template.port.number
+    {
+        say(
+            "spec.containers[0].startupProbe.tcpSocket.port",
+            format!(
+                "{} is not the container's port {}",
+                probe.check.port(),
+                template.port.number
+            ),
+        );
+    }
     if let Some(name) = &template.name
         && !name.belongs_to(service)
     {
@@ -391,6 +452,10 @@ pub(crate) fn example() -> RevisionTemplate {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         container: crate::container::example(),
+        port: crate::Port::default(),
+        sidecars: Vec::new(),
+        ingress_position: 0,
+        volumes: Vec::new(),
         concurrency: Concurrency::default_for(1000),
         timeout: RequestTimeout::default(),
         service_account: None,
@@ -398,6 +463,8 @@ pub(crate) fn example() -> RevisionTemplate {
         cpu_allocation: None,
         sandbox: None,
         startup_cpu_boost: None,
+        session_affinity: None,
+        kpa: None,
     }
 }
 

@@ -152,7 +152,7 @@ impl RouteTarget {
             revision: revision.key.clone(),
             concurrency: template.concurrency,
             timeout: template.timeout,
-            protocol: template.container.port.protocol,
+            protocol: template.port.protocol,
             max_instances: template.scaling.max,
         }
     }

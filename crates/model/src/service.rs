@@ -1,6 +1,6 @@
 //! A service: what its owner asked for, and where its traffic was last routed.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,11 +44,23 @@ pub struct Service {
     /// Those without meaning to us, kept word for word.
     pub annotations: BTreeMap<String, String>,
     pub template: RevisionTemplate,
+    pub scaling: ServiceScaling,
     pub traffic: Traffic,
     pub policy: Policy,
     /// Where requests really go. Written by control once every target is ready, so that traffic stays where it was
     /// while a new target is not.
     pub routed: Routed,
+}
+
+/// Bounds on the instances of all revisions of a service that traffic reaches, together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceScaling {
+    /// `run.googleapis.com/minScale`: shared out by percent of traffic.
+    pub min: u32,
+    /// `run.googleapis.com/maxScale`.
+    pub max: Option<NonZeroU32>,
+    /// `run.googleapis.com/scalingMode: manual` with `manualInstanceCount`: exactly so many, whatever is asked.
+    pub manual: Option<u32>,
 }
 
 /// The routing that the ingress was last given for a service.

@@ -17,7 +17,8 @@ use crate::{OpenError, Snapshot};
 const APPLICATION: i64 = 0x686d_726e;
 
 /// Step N leads from schema version N to N + 1. A step that has been released is never edited.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
     CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     INSERT INTO meta VALUES ('schema', 0), ('version', 0);
     CREATE TABLE services (
@@ -33,7 +34,38 @@ const STEPS: &[&str] = &["
         body TEXT NOT NULL,
         PRIMARY KEY (region, service, name)
     ) STRICT;
-"];
+",
+    STEP_2,
+];
+
+/// Version 2: several containers, probes of every kind, bounds of a whole service.
+const STEP_2: &str = "
+    UPDATE services SET body = json_set(body, '$.scaling', json_object('min', 0, 'max', NULL, 'manual', NULL));
+    UPDATE services SET body = json_set(json_remove(body, '$.template.container.startup_probe.port'),
+        '$.template.container.startup_probe.successes', 1,
+        '$.template.container.startup_probe.check',
+            json_object('Tcp', json_object('port', json_extract(body, '$.template.container.startup_probe.port'))))
+        WHERE json_extract(body, '$.template.container.startup_probe') IS NOT NULL;
+    UPDATE services SET body = json_set(json_remove(body, '$.template.container.port'),
+        '$.template.port', json_extract(body, '$.template.container.port'),
+        '$.template.container.mounts', json('[]'),
+        '$.template.container.depends_on', json('[]'),
+        '$.template.sidecars', json('[]'),
+        '$.template.ingress_position', 0,
+        '$.template.volumes', json('[]'));
+    UPDATE revisions SET body = json_set(json_remove(body, '$.template.container.startup_probe.port'),
+        '$.template.container.startup_probe.successes', 1,
+        '$.template.container.startup_probe.check',
+            json_object('Tcp', json_object('port', json_extract(body, '$.template.container.startup_probe.port'))))
+        WHERE json_extract(body, '$.template.container.startup_probe') IS NOT NULL;
+    UPDATE revisions SET body = json_set(json_remove(body, '$.template.container.port'),
+        '$.template.port', json_extract(body, '$.template.container.port'),
+        '$.template.container.mounts', json('[]'),
+        '$.template.container.depends_on', json('[]'),
+        '$.template.sidecars', json('[]'),
+        '$.template.ingress_position', 0,
+        '$.template.volumes', json('[]'));
+";
 
 /// Opens or makes the database and brings it to today's schema. Readable by its owner only; `SQLite` gives the files
 /// beside it the same mode.

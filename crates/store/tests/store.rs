@@ -17,8 +17,11 @@ use model::{Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceNam
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-/// What schema version 1 keeps, every field and every variant of it.
-const GOLDEN: &str = include_str!("golden/v1.json");
+/// What schema version 2 keeps, every field and every variant of it.
+const GOLDEN: &str = include_str!("golden/v2.json");
+
+/// The golden files of earlier versions.
+const EARLIER: [&str; 1] = [include_str!("golden/v1.json")];
 
 #[derive(Deserialize, Serialize)]
 struct Golden {
@@ -27,7 +30,7 @@ struct Golden {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(GOLDEN).expect("the stored form of version 1 is still read")
+    serde_json::from_str(GOLDEN).expect("the stored form of version 2 is still read")
 }
 
 fn service(name: &str) -> Service {
@@ -442,7 +445,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     let schema: i64 = database
         .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
         .expect("there");
-    assert_eq!(schema, 1, "a new version needs its own golden file");
+    assert_eq!(schema, 2, "a new version needs its own golden file");
     let bodies = |table: &str| -> Vec<serde_json::Value> {
         let mut rows = database
             .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
@@ -458,6 +461,56 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
         GOLDEN,
         "as it stands in the database"
     );
+}
+
+/// Every earlier version becomes today's form, and is read.
+#[tokio::test]
+async fn earlier_versions_are_brought_forward() {
+    for (version, golden) in (1..).zip(EARLIER) {
+        let dir = dir();
+        drop(Store::open(dir.path()).expect("a new store"));
+        let file = dir.path().join("homerun.db");
+        let database = rusqlite::Connection::open(&file).expect("opens");
+        let golden: serde_json::Value = serde_json::from_str(golden).expect("JSON");
+        let all = |kind: &str| golden[kind].as_array().expect("a list").clone();
+        let text = |of: &serde_json::Value| of.as_str().expect("text").to_owned();
+        for service in all("services") {
+            let key = &service["key"];
+            let row = [text(&key["region"]), text(&key["name"]), service.to_string()];
+            database
+                .execute("INSERT INTO services VALUES (?1, ?2, ?3)", row)
+                .expect("inserted");
+        }
+        for revision in all("revisions") {
+            let key = &revision["key"];
+            let of = &key["service"];
+            let row = [
+                text(&of["region"]),
+                text(&of["name"]),
+                text(&key["name"]),
+                revision.to_string(),
+            ];
+            database
+                .execute("INSERT INTO revisions VALUES (?1, ?2, ?3, ?4)", row)
+                .expect("inserted");
+        }
+        database
+            .execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [version])
+            .expect("an older version");
+        drop(database);
+
+        let store = Store::open(dir.path()).expect("brought forward");
+        let snapshot = store.snapshot();
+        assert_eq!(snapshot.services.len(), all("services").len(), "version {version}");
+        assert_eq!(snapshot.revisions.len(), all("revisions").len(), "version {version}");
+        let today = self::golden();
+        for service in today.services {
+            let brought = snapshot.service(&service.key).expect("kept");
+            assert_eq!(brought.template.port, service.template.port, "version {version}");
+            let probe = &service.template.container.startup_probe;
+            assert_eq!(&brought.template.container.startup_probe, probe, "version {version}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -505,7 +558,7 @@ async fn a_damaged_database_is_refused_by_name() {
     );
     let error = at("UPDATE meta SET value = 99 WHERE name = 'schema'");
     let text = error.to_string();
-    assert!(text.contains("99") && text.contains("up to 1"), "{text}");
+    assert!(text.contains("99") && text.contains("up to 2"), "{text}");
     let error = at("PRAGMA application_id = 7");
     assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
 }

@@ -213,6 +213,7 @@ fn created(snapshot: &Snapshot, write: Write, uid: String) -> Result<Service, Er
         labels: asked.labels,
         annotations: asked.annotations,
         template,
+        scaling: model::ServiceScaling::default(),
         traffic,
         policy: Policy::default(),
         routed: Routed::default(),
@@ -303,7 +304,7 @@ fn follows(found: &Violation, unreadable: &[String]) -> bool {
 fn keep_implicit_probe(template: &mut RevisionTemplate, before: Option<&Service>) {
     if let Some(before) = before
         && before.template.container.startup_probe.is_none()
-        && template.container.startup_probe == Some(Probe::implicit(before.template.container.port.number))
+        && template.container.startup_probe == Some(Probe::implicit(before.template.port.number))
     {
         template.container.startup_probe = None;
     }

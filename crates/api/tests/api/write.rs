@@ -114,7 +114,7 @@ async fn every_setting_of_the_tutorial_is_stored_and_shown() {
     assert_eq!(template.container.resources.cpu.millis(), 2000);
     assert_eq!(template.container.env[1].value, "");
     assert_eq!(template.container.args, ["--flag", ""]);
-    assert_eq!(template.container.startup_probe.expect("a probe").failures, 3);
+    assert_eq!(template.container.startup_probe.as_ref().expect("a probe").failures, 3);
     golden("settings", &shown["spec"], &shown);
     assert_eq!(
         shown["metadata"]["labels"],

@@ -32,7 +32,7 @@ impl Startups {
         self.counted.retain(|id| own.iter().any(|(own, _)| *own == id));
         for (id, instance) in own {
             match &instance.state {
-                InstanceState::Starting | InstanceState::Stopping => {}
+                InstanceState::Parked | InstanceState::Starting | InstanceState::Unready | InstanceState::Stopping => {}
                 InstanceState::Ready => {
                     if self.counted.insert((*id).clone()) {
                         self.succeeded(instance.since.since(instance.created));

@@ -47,22 +47,25 @@ async fn why_not_started(lab: &mut Lab, change: impl FnOnce(&mut model::Instance
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_start_says_why() {
     let mut lab = Lab::open().await;
-    let why = why_not_started(&mut lab, |spec| spec.command = vec!["/no/such".to_owned()]).await;
+    let why = why_not_started(&mut lab, |spec| spec.container.command = vec!["/no/such".to_owned()]).await;
     assert_eq!(
         why,
         "executable file `/no/such` not found in $PATH: No such file or directory"
     );
-    let why = why_not_started(&mut lab, |spec| spec.command = vec!["nosuch".to_owned()]).await;
+    let why = why_not_started(&mut lab, |spec| spec.container.command = vec!["nosuch".to_owned()]).await;
     assert_eq!(
         why,
         "executable file `nosuch` not found in $PATH: No such file or directory"
     );
-    let why = why_not_started(&mut lab, |spec| spec.working_dir = Some("/etc/passwd".to_owned())).await;
+    let why = why_not_started(&mut lab, |spec| {
+        spec.container.working_dir = Some("/etc/passwd".to_owned())
+    })
+    .await;
     assert!(why.contains("/etc/passwd"), "{why}");
     let missing = format!("sha256:{}", "0".repeat(64));
-    let why = why_not_started(&mut lab, |spec| spec.image = missing.clone()).await;
+    let why = why_not_started(&mut lab, |spec| spec.container.image = missing.clone()).await;
     assert!(why.contains(&missing) && why.contains("not stored"), "{why}");
-    let why = why_not_started(&mut lab, |spec| spec.image = "latest".to_owned()).await;
+    let why = why_not_started(&mut lab, |spec| spec.container.image = "latest".to_owned()).await;
     assert!(why.contains("latest"), "{why}");
     lab.close().await;
 }
@@ -81,7 +84,7 @@ async fn what_is_no_program_says_so() {
         ("/script", "No such file or directory"),
         ("/plain", "Permission denied"),
     ] {
-        let why = why_not_started(&mut lab, |spec| spec.command = vec![program.to_owned()]).await;
+        let why = why_not_started(&mut lab, |spec| spec.container.command = vec![program.to_owned()]).await;
         assert!(why.contains(said), "{program}: {why}");
     }
     lab.close().await;
@@ -104,7 +107,7 @@ async fn who_does_not_listen_fails_its_probe() {
     let mut lab = Lab::open().await;
     for (arguments, only) in [(["sleep"], false), (["loopback"], true)] {
         let mut spec = lab.spec(&arguments);
-        spec.startup_probe.period = 2;
+        spec.container.startup_probe.as_mut().expect("set").period = 2;
         let begin = Instant::now();
         let id = lab.start(spec).await;
         let exit = lab.exit(&id).await;

@@ -185,9 +185,10 @@ async fn the_image_names_its_user() {
     recipe.config["WorkingDir"] = json!("/home");
     let mut lab = Lab::with(recipe).await;
     let mut spec = lab.spec(&[]);
-    spec.port = 80;
-    spec.startup_probe.port = std::num::NonZeroU16::new(80).expect("not zero");
-    spec.env = ["PORT=80", "FROM=spec", "TWICE=1", "TWICE=2"]
+    let port = std::num::NonZeroU16::new(80).expect("not zero");
+    spec.container.startup_probe = Some(model::Probe::implicit(port));
+    spec.port = port;
+    spec.container.env = ["PORT=80", "FROM=spec", "TWICE=1", "TWICE=2"]
         .map(|pair| {
             let (name, value) = pair.split_once('=').expect("a pair");
             EnvVar {

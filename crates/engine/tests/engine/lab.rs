@@ -20,8 +20,8 @@ use bytes::Bytes;
 use homerun_engine::{Engine, FIRST_ID, Settings};
 use image::{Digest, Images, Reference};
 use model::{
-    CpuAllocation, EnvVar, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Probe, Region,
-    RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName,
+    ContainerSpec, CpuAllocation, EnvVar, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed,
+    Probe, Region, RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -341,26 +341,33 @@ pub(crate) fn spec(image: &str, arguments: &[&str]) -> InstanceSpec {
             },
             name: RevisionName::parse("guest-00001-abc").expect("a name"),
         },
-        image: image.to_owned(),
-        command: Vec::new(),
-        args: arguments.iter().map(|word| (*word).to_owned()).collect(),
-        working_dir: None,
-        env: vec![EnvVar {
-            name: "PORT".to_owned(),
-            value: PORT.to_string(),
-        }],
-        port: PORT,
-        cpu_millis: 1000,
-        memory_bytes: 256 << 20,
+        container: ContainerSpec {
+            name: String::new(),
+            image: image.to_owned(),
+            command: Vec::new(),
+            args: arguments.iter().map(|word| (*word).to_owned()).collect(),
+            working_dir: None,
+            env: vec![EnvVar {
+                name: "PORT".to_owned(),
+                value: PORT.to_string(),
+            }],
+            cpu_millis: 1000,
+            memory_bytes: 256 << 20,
+            startup_probe: Some(Probe {
+                period: 20,
+                timeout: 1,
+                ..Probe::implicit(NonZeroU16::new(PORT).expect("not zero"))
+            }),
+            liveness_probe: None,
+            readiness_probe: None,
+            mounts: Vec::new(),
+            depends_on: Vec::new(),
+        },
+        sidecars: Vec::new(),
+        port: NonZeroU16::new(PORT).expect("not zero"),
+        volumes: Vec::new(),
         startup_cpu_boost: false,
         cpu_allocation: CpuAllocation::Instance,
-        startup_probe: Probe {
-            initial_delay: 0,
-            period: 20,
-            timeout: 1,
-            failures: 1,
-            port: NonZeroU16::new(PORT).expect("not zero"),
-        },
         sandbox: Sandbox::Gen2,
     }
 }

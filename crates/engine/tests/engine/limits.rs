@@ -17,7 +17,7 @@ async fn spun(lab: &Lab, id: &model::InstanceId, millis: u64) -> u64 {
 async fn a_part_of_a_cpu_is_all_it_gets() {
     let mut lab = Lab::open().await;
     let mut spec = lab.spec(&[]);
-    spec.cpu_millis = 250;
+    spec.container.cpu_millis = 250;
     let id = lab.ready(spec).await;
     let quota = lab.text(&id, "/read/sys/fs/cgroup/cpu/cpu.cfs_quota_us").await;
     assert_eq!(quota, "25000\n");
@@ -35,7 +35,7 @@ async fn a_part_of_a_cpu_is_all_it_gets() {
 async fn the_startup_boost_ends() {
     let mut lab = Lab::open().await;
     let mut spec = lab.spec(&[]);
-    spec.cpu_millis = 250;
+    spec.container.cpu_millis = 250;
     spec.startup_cpu_boost = true;
     let id = lab.ready(spec).await;
     let begin = tokio::time::Instant::now();
@@ -55,7 +55,7 @@ async fn the_startup_boost_ends() {
 async fn the_first_kill_for_memory_ends_the_whole_instance() {
     let mut lab = Lab::open().await;
     let mut spec = lab.spec(&[]);
-    spec.memory_bytes = 128 << 20;
+    spec.container.memory_bytes = 128 << 20;
     let id = lab.ready(spec).await;
     let limit = lab.text(&id, "/read/sys/fs/cgroup/memory/memory.limit_in_bytes").await;
     assert_eq!(limit, "134217728\n");
@@ -79,7 +79,7 @@ async fn the_first_kill_for_memory_ends_the_whole_instance() {
 async fn memory_below_the_limit_is_nobodys_end() {
     let mut lab = Lab::open().await;
     let mut spec = lab.spec(&[]);
-    spec.memory_bytes = 128 << 20;
+    spec.container.memory_bytes = 128 << 20;
     let id = lab.ready(spec).await;
     assert_eq!(lab.text(&id, "/child/eat/60").await, "exit status: 0");
     assert_eq!(lab.engine.fate(&id), Fate::Alive);
@@ -90,7 +90,7 @@ async fn memory_below_the_limit_is_nobodys_end() {
 async fn files_count_as_memory_and_go_with_the_instance() {
     let mut lab = Lab::open().await;
     let mut spec = lab.spec(&[]);
-    spec.memory_bytes = 128 << 20;
+    spec.container.memory_bytes = 128 << 20;
     let id = lab.ready(spec).await;
     assert_eq!(lab.text(&id, "/fill/40/var-file").await, "ok");
     let used: u64 = lab
@@ -110,7 +110,7 @@ async fn files_count_as_memory_and_go_with_the_instance() {
 async fn processes_have_an_end() {
     let mut lab = Lab::open().await;
     let mut spec = lab.spec(&[]);
-    spec.memory_bytes = 1 << 30;
+    spec.container.memory_bytes = 1 << 30;
     let id = lab.ready(spec).await;
     let made: u32 = lab.text(&id, "/threads/5000").await.parse().expect("a number");
     assert!((4000..4096).contains(&made), "{made}");

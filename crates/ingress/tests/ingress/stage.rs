@@ -199,13 +199,20 @@ impl Stage {
                 args: Vec::new(),
                 working_dir: None,
                 env: Vec::new(),
-                port: Port {
-                    protocol: settings.protocol,
-                    ..Port::default()
-                },
                 resources: Resources::default(),
                 startup_probe: None,
+                liveness_probe: None,
+                readiness_probe: None,
+                mounts: Vec::new(),
+                depends_on: Vec::new(),
             },
+            port: Port {
+                protocol: settings.protocol,
+                ..Port::default()
+            },
+            sidecars: Vec::new(),
+            ingress_position: 0,
+            volumes: Vec::new(),
             concurrency: Concurrency::new(settings.concurrency).expect("in range"),
             timeout: RequestTimeout::new(settings.timeout).expect("in range"),
             service_account: None,
@@ -213,6 +220,8 @@ impl Stage {
             cpu_allocation: None,
             sandbox: None,
             startup_cpu_boost: None,
+            session_affinity: None,
+            kpa: None,
         };
         let zero = Timestamp::default();
         let revisions: Vec<Revision> = targets
@@ -242,6 +251,7 @@ impl Stage {
             labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             template,
+            scaling: model::ServiceScaling::default(),
             traffic: Traffic::latest(),
             policy: Policy {
                 bindings: vec![Binding {

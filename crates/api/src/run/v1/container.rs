@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 
-use model::{Container, Cpu, EnvVar, Memory, Port, Probe, Protocol, Resources, ServiceName};
+use model::{Check, Container, Cpu, EnvVar, Memory, Port, Probe, Protocol, Resources, ServiceName};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -41,9 +41,12 @@ pub(crate) fn unread() -> Container {
         args: Vec::new(),
         working_dir: None,
         env: Vec::new(),
-        port: Port::default(),
         resources: Resources::default(),
         startup_probe: None,
+        liveness_probe: None,
+        readiness_probe: None,
+        mounts: Vec::new(),
+        depends_on: Vec::new(),
     }
 }
 
@@ -69,7 +72,7 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| plain(b) || b == b'-')
 }
 
-pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> Container {
+pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> (Container, Port) {
     let mut name = given.text("name").unwrap_or_default();
     if !name.is_empty() && !is_name(&name) {
         given.say(
@@ -98,13 +101,16 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> Co
         args: given.texts("args"),
         working_dir: given.text("workingDir"),
         env: env(&mut given),
-        port,
         resources: resources(&mut given),
         startup_probe,
+        liveness_probe: None,
+        readiness_probe: None,
+        mounts: Vec::new(),
+        depends_on: Vec::new(),
     };
     given.unserved(UNSERVED);
     given.finish();
-    container
+    (container, port)
 }
 
 fn env(given: &mut Object<'_>) -> Vec<EnvVar> {
@@ -193,7 +199,8 @@ fn startup_probe(given: &mut Object<'_>, port: NonZeroU16) -> Option<Probe> {
         period: seconds("periodSeconds", 10),
         timeout: seconds("timeoutSeconds", 1),
         failures: seconds("failureThreshold", 3),
-        port,
+        successes: std::num::NonZeroU32::MIN,
+        check: Check::Tcp { port },
     };
     let successes = seconds("successThreshold", 1);
     if successes > 1 {
@@ -206,7 +213,7 @@ fn startup_probe(given: &mut Object<'_>, port: NonZeroU16) -> Option<Probe> {
     let mut tcp = probe.object("tcpSocket");
     if let Some(number) = tcp.integer("port") {
         match u16::try_from(number).ok().and_then(NonZeroU16::new) {
-            Some(number) => read.port = number,
+            Some(number) => read.check = Check::Tcp { port: number },
             None => tcp.say("port", format!("{number} is out of range: 1 to 65535")),
         }
     }
@@ -218,7 +225,7 @@ fn startup_probe(given: &mut Object<'_>, port: NonZeroU16) -> Option<Probe> {
     (read != Probe::implicit(port)).then_some(read)
 }
 
-pub(crate) fn encode(container: &Container, service: &ServiceName) -> Value {
+pub(crate) fn encode(container: &Container, port: &Port, service: &ServiceName) -> Value {
     let mut shown = Map::new();
     let mut put = |key: &str, value: Value| {
         shown.insert(key.to_owned(), value);
@@ -234,14 +241,11 @@ pub(crate) fn encode(container: &Container, service: &ServiceName) -> Value {
     if let Some(dir) = &container.working_dir {
         put("workingDir", dir.as_str().into());
     }
-    let protocol = match container.port.protocol {
+    let protocol = match port.protocol {
         Protocol::Http1 => "http1",
         Protocol::H2c => "h2c",
     };
-    put(
-        "ports",
-        json!([{ "name": protocol, "containerPort": container.port.number }]),
-    );
+    put("ports", json!([{ "name": protocol, "containerPort": port.number }]));
     if !container.env.is_empty() {
         let env: Vec<Value> = container
             .env
@@ -257,12 +261,13 @@ pub(crate) fn encode(container: &Container, service: &ServiceName) -> Value {
     );
     let probe = container
         .startup_probe
-        .unwrap_or_else(|| Probe::implicit(container.port.number));
+        .clone()
+        .unwrap_or_else(|| Probe::implicit(port.number));
     let mut startup = json!({
         "timeoutSeconds": probe.timeout,
         "periodSeconds": probe.period,
         "failureThreshold": probe.failures,
-        "tcpSocket": { "port": probe.port },
+        "tcpSocket": { "port": probe.check.port() },
     });
     if probe.initial_delay > 0 {
         startup["initialDelaySeconds"] = probe.initial_delay.into();

@@ -3,7 +3,7 @@
 //! What a caller leaves out is filled in where the template is shown, and reads back as left out: a client that sends
 //! back what it read changes nothing.
 
-use model::{Concurrency, RequestTimeout, RevisionName, RevisionTemplate, ServiceName, Site};
+use model::{Concurrency, Port, RequestTimeout, RevisionName, RevisionTemplate, ServiceName, Site};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -57,10 +57,10 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site:
     let mut spec = given.object("spec");
     let mut containers = spec.objects("containers");
     let count = containers.len();
-    let container = match containers.drain(..).next() {
+    let (container, port) = match containers.drain(..).next() {
         None => {
             spec.say("containers", "a container with an image is required");
-            container::unread()
+            (container::unread(), Port::default())
         }
         Some(first) => {
             if count > 1 {
@@ -105,6 +105,10 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site:
         labels,
         annotations: meaning.kept,
         container,
+        port,
+        sidecars: Vec::new(),
+        ingress_position: 0,
+        volumes: Vec::new(),
         concurrency,
         timeout,
         service_account,
@@ -112,6 +116,8 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site:
         cpu_allocation: meaning.cpu_allocation,
         sandbox: meaning.sandbox,
         startup_cpu_boost: meaning.startup_cpu_boost,
+        session_affinity: None,
+        kpa: None,
     }
 }
 
@@ -125,7 +131,7 @@ pub(crate) fn encode_spec(template: &RevisionTemplate, service: &ServiceName, si
         "containerConcurrency": template.concurrency.get(),
         "timeoutSeconds": template.timeout.seconds(),
         "serviceAccountName": account,
-        "containers": [container::encode(&template.container, service)],
+        "containers": [container::encode(&template.container, &template.port, service)],
     })
 }
 
