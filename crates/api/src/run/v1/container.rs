@@ -225,7 +225,7 @@ fn startup_probe(given: &mut Object<'_>, port: NonZeroU16) -> Option<Probe> {
     (read != Probe::implicit(port)).then_some(read)
 }
 
-pub(crate) fn encode(container: &Container, port: &Port, service: &ServiceName) -> Value {
+pub(crate) fn encode(container: &Container, port: Port, service: &ServiceName) -> Value {
     let mut shown = Map::new();
     let mut put = |key: &str, value: Value| {
         shown.insert(key.to_owned(), value);

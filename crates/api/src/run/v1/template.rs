@@ -131,7 +131,7 @@ pub(crate) fn encode_spec(template: &RevisionTemplate, service: &ServiceName, si
         "containerConcurrency": template.concurrency.get(),
         "timeoutSeconds": template.timeout.seconds(),
         "serviceAccountName": account,
-        "containers": [container::encode(&template.container, &template.port, service)],
+        "containers": [container::encode(&template.container, template.port, service)],
     })
 }
 
