@@ -58,7 +58,7 @@ async fn what_cannot_start_says_why() {
         "executable file `nosuch` not found in $PATH: No such file or directory"
     );
     let why = why_not_started(&mut lab, |spec| {
-        spec.container.working_dir = Some("/etc/passwd".to_owned())
+        spec.container.working_dir = Some("/etc/passwd".to_owned());
     })
     .await;
     assert!(why.contains("/etc/passwd"), "{why}");
