@@ -273,7 +273,7 @@ impl Launcher {
         self.report(&Report::NotStarted { id, why }, &[])
     }
 
-    /// Completes and releases a created instance. The outer error is what went wrong with it.
+    /// Completes a created instance; the server releases it. The outer error is what went wrong with it.
     fn adopt(&mut self, id: &str) -> Result<io::Result<()>, String> {
         let text = fs::read_to_string(self.duty.run.bundle(id).join("pid"))
             .map_err(rootfs::describe("read the runtime's pid file"))?;
@@ -294,19 +294,7 @@ impl Launcher {
             id: id.to_owned(),
             pid: number,
         };
-        let sent = self.report(&report, &[&process, &network]);
-        let fifo = self.duty.run.runtime().join(id).join("exec.fifo");
-        let released = fs::OpenOptions::new()
-            .write(true)
-            .open(&fifo)
-            .and_then(|mut file| io::Write::write_all(&mut file, &[0]))
-            .and_then(|()| fs::remove_file(&fifo));
-        if let Err(error) = released {
-            // Its end is then reported like any other.
-            tracing::warn!(id, %error, "cannot release a created instance");
-            let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
-        }
-        Ok(sent)
+        Ok(self.report(&report, &[&process, &network]))
     }
 
     /// The server is gone: so is everything it had running.

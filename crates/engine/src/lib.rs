@@ -15,11 +15,13 @@
 //! (`bundle`). Version 1 of control groups, alone or beside an empty version 2 tree, is tested with real instances;
 //! for machines with version 2 only, configuration and parsing are tested as text, and nothing more was tried.
 
+mod board;
 mod bundle;
 mod cgroup;
 mod claim;
 mod cpu;
 mod doctor;
+mod gate;
 mod ids;
 mod launch;
 mod launcher;
@@ -48,8 +50,8 @@ use std::{
 
 use image::Images;
 use model::{
-    Activity, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room,
-    Sandbox, Timestamp,
+    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, Sandbox,
+    Timestamp,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -57,6 +59,7 @@ use tokio::{
 };
 
 use crate::{
+    board::Board,
     cgroup::{Freezer, Groups, Layout},
     claim::{Claim, RunDir, Wait},
     cpu::{Cpu, Linger},
@@ -158,7 +161,7 @@ pub(crate) struct Inner {
     log: Arc<Log>,
     ranges: Ranges,
     entries: RwLock<HashMap<InstanceId, Arc<Entry>>>,
-    board: watch::Sender<Arc<Observed>>,
+    board: Board,
     linger: Linger,
     /// None while there is no launcher.
     link: watch::Sender<Option<Arc<Link>>>,
@@ -233,7 +236,7 @@ impl Engine {
             log: Arc::new(Log::new(settings.log)),
             ranges: Ranges::new(settings.first_id),
             entries: RwLock::default(),
-            board: watch::Sender::default(),
+            board: Board::default(),
             linger: Linger::default(),
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
             creations: Semaphore::new(3 * cpus()),
@@ -261,6 +264,34 @@ impl Engine {
     /// Starts an instance, once per id. Returns when it is accepted; what becomes of it is observed.
     #[expect(clippy::unused_async, reason = "an engine of several machines waits here")]
     pub async fn start(&self, spec: InstanceSpec) -> Result<(), StartError> {
+        self.take(spec, false)
+    }
+
+    /// Makes an instance up to, but not including, the start of its program, once per id. It is observed as
+    /// [`InstanceState::Parked`], also while it is being made, until it is released or stopped.
+    #[expect(clippy::unused_async, reason = "an engine of several machines waits here")]
+    pub async fn park(&self, spec: InstanceSpec) -> Result<(), StartError> {
+        self.take(spec, true)
+    }
+
+    /// Lets a parked instance start its program; from then on it is like one that was started. One that is still being
+    /// made starts as soon as it is made. Does nothing to one that is not parked. Does not block.
+    pub fn release(&self, id: &InstanceId) -> Result<(), StopError> {
+        let entry = self.inner.entry(id);
+        let entry = entry.ok_or_else(|| StopError::Unknown { id: id.clone() })?;
+        let first = entry
+            .released
+            .send_if_modified(|released| !std::mem::replace(released, true));
+        if first {
+            if let Some(running) = entry.running.get() {
+                running.release(id);
+            }
+            self.inner.board.enter(id, InstanceState::Starting);
+        }
+        Ok(())
+    }
+
+    fn take(&self, spec: InstanceSpec, parked: bool) -> Result<(), StartError> {
         let id = spec.id.clone();
         match spec.sandbox {
             Sandbox::Gen1 => return Err(StartError::Gen1 { id }),
@@ -285,14 +316,20 @@ impl Engine {
             range: Mutex::new(Some(range)),
             events: sender,
             stop: watch::Sender::new(None),
+            released: watch::Sender::new(!parked),
             cpu: Arc::new(Cpu::new(tokio::time::Instant::now())),
             running: std::sync::OnceLock::new(),
             over: std::sync::OnceLock::new(),
             spec,
         });
-        entries.insert(id, Arc::clone(&entry));
+        let state = if parked {
+            InstanceState::Parked
+        } else {
+            InstanceState::Starting
+        };
         // Under the lock, so that a shutdown sees either nothing of it or all.
-        self.inner.show_start(&entry);
+        self.inner.board.add(&id, &entry.spec.of, state);
+        entries.insert(id, Arc::clone(&entry));
         let mut lives = self.lives.lock().expect("no panic while held");
         while lives.try_join_next().is_some() {}
         lives.spawn(life::live(Arc::clone(&self.inner), entry, events));
@@ -312,17 +349,9 @@ impl Engine {
     /// Drops what is remembered of an instance that has stopped. Does nothing to others.
     pub fn forget(&self, id: &InstanceId) {
         let mut entries = self.inner.entries.write().expect("no panic while held");
-        self.inner.board.send_if_modified(|observed| {
-            let stopped = observed
-                .instances
-                .get(id)
-                .is_some_and(|instance| !instance.state.is_alive());
-            if stopped {
-                Arc::make_mut(observed).instances.remove(id);
-                entries.remove(id);
-            }
-            stopped
-        });
+        if self.inner.board.forget(id) {
+            entries.remove(id);
+        }
     }
 
     /// Every instance that was started and not forgotten.
@@ -379,11 +408,14 @@ impl Engine {
         if gone { Fate::Ended } else { Fate::Alive }
     }
 
-    /// What the machine has left: memory that the kernel could give now, and CPUs that no instance was promised.
+    /// What the machine has left: memory that the kernel could give now, and CPUs that no instance was promised; a
+    /// parked one was not yet.
     pub fn room(&self) -> Room {
         let promised: u64 = {
             let entries = self.inner.entries.read().expect("no panic while held");
-            let alive = entries.values().filter(|entry| entry.over.get().is_none());
+            let alive = entries
+                .values()
+                .filter(|entry| entry.over.get().is_none() && *entry.released.borrow());
             alive.map(|entry| u64::from(entry.spec.cpu_millis())).sum()
         };
         let all = u64::try_from(cpus()).unwrap_or(u64::MAX).saturating_mul(1000);
@@ -467,52 +499,8 @@ impl Inner {
             .expect("the sender is in self, and the link was checked")
     }
 
-    fn show_start(&self, entry: &Entry) {
-        let now = now();
-        self.board.send_modify(|observed| {
-            let instance = Instance {
-                of: entry.spec.of.clone(),
-                state: InstanceState::Starting,
-                since: now,
-                created: now,
-            };
-            let instances = &mut Arc::make_mut(observed).instances;
-            instances.insert(entry.spec.id.clone(), instance);
-        });
-    }
-
-    /// Enters a state, if the present one leads to it.
-    fn show(&self, id: &InstanceId, state: InstanceState) {
-        self.board.send_if_modified(|observed| {
-            let leads = |from: &InstanceState| match (from, &state) {
-                (InstanceState::Stopped(_), _)
-                | (_, InstanceState::Parked)
-                | (InstanceState::Stopping | InstanceState::Parked, InstanceState::Ready | InstanceState::Unready)
-                | (InstanceState::Starting, InstanceState::Unready) => false,
-                (_, InstanceState::Starting) => *from == InstanceState::Parked,
-                (
-                    InstanceState::Parked
-                    | InstanceState::Starting
-                    | InstanceState::Ready
-                    | InstanceState::Unready
-                    | InstanceState::Stopping,
-                    InstanceState::Ready | InstanceState::Unready | InstanceState::Stopping | InstanceState::Stopped(_),
-                ) => *from != state,
-            };
-            let held = observed.instances.get(id);
-            if !held.is_some_and(|instance| leads(&instance.state)) {
-                return false;
-            }
-            if let Some(instance) = Arc::make_mut(observed).instances.get_mut(id) {
-                instance.state = state;
-                instance.since = now();
-            }
-            true
-        });
-    }
-
     fn stop(&self, entry: &Entry, grace: Duration) {
-        self.show(&entry.spec.id, InstanceState::Stopping);
+        self.board.enter(&entry.spec.id, InstanceState::Stopping);
         entry.stop.send_if_modified(|asked| {
             let first = asked.is_none();
             asked.get_or_insert(grace);
@@ -522,12 +510,12 @@ impl Inner {
 
     pub(crate) fn ready(&self, entry: &Entry, freezer: Freezer) {
         let spec = &entry.spec;
-        self.show(&spec.id, InstanceState::Ready);
+        self.board.enter(&spec.id, InstanceState::Ready);
         self.linger.allow(&spec.id, &entry.cpu, spec.cpu_allocation, freezer);
     }
 
     pub(crate) fn stopped(&self, entry: &Entry, exit: Exit) {
-        self.show(&entry.spec.id, InstanceState::Stopped(exit));
+        self.board.enter(&entry.spec.id, InstanceState::Stopped(exit));
     }
 
     /// Passes on what the launcher reports; when it dies, starts another one. For ever, or until the engine closes.

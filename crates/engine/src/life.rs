@@ -16,7 +16,7 @@ use std::{
 };
 
 use image::Digest;
-use model::{Exit, ExitCause, InstanceSpec, Stream};
+use model::{Exit, ExitCause, InstanceId, InstanceSpec, Stream};
 use rustix::{
     fs::{Gid, Uid},
     process::{Signal, pidfd_send_signal},
@@ -32,6 +32,7 @@ use crate::{
     bundle::{self, Lodging},
     cgroup::{Alarm, Groups, Layout, MemoryKills},
     cpu::Cpu,
+    gate::{self, Gate, Way},
     ids::Range,
     output::Output,
     probe, process,
@@ -57,6 +58,8 @@ pub(crate) struct Entry {
     pub(crate) events: mpsc::Sender<Event>,
     /// The grace, once a stop was asked for.
     pub(crate) stop: watch::Sender<Option<Duration>>,
+    /// Whether its program may run. False: it is parked.
+    pub(crate) released: watch::Sender<bool>,
     pub(crate) cpu: Arc<Cpu>,
     pub(crate) running: OnceLock<Running>,
     pub(crate) over: OnceLock<ExitCause>,
@@ -66,6 +69,7 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Running {
     process: OwnedFd,
+    gate: Gate,
     pub(crate) network: OwnedFd,
     pub(crate) kills: MemoryKills,
 }
@@ -197,8 +201,11 @@ impl Life {
             .groups
             .memory_kills()
             .map_err(|error| not_started(format!("cannot read the instance's memory events: {error}")))?;
+        let run = &self.engine.run;
+        let fifo = run.runtime().join(id.as_str()).join("exec.fifo");
         let running = Running {
             process,
+            gate: Gate::new(Way::Fifo(fifo), &run.bundle(id.as_str())),
             network,
             kills,
         };
@@ -236,6 +243,9 @@ impl Life {
             }
         };
         let startup_probe = spec.startup_probe();
+        if let Some(cause) = self.parked(running, &alarm).await {
+            return cause;
+        }
         let listening = probe::until_listening(&engine.home, &running.network, &startup_probe);
         let mut listening = std::pin::pin!(listening);
         let mut boosted = spec.startup_cpu_boost;
@@ -285,6 +295,31 @@ impl Life {
                         tracing::error!(id = %spec.id, %error, "cannot end the startup CPU boost");
                     }
                 }
+            }
+        }
+    }
+
+    /// Until it is released; or how it ended before.
+    async fn parked(&mut self, running: &Running, alarm: &AsyncFd<OwnedFd>) -> Option<ExitCause> {
+        let (entry, mut stop) = (Arc::clone(&self.entry), self.stop.clone());
+        let mut released = entry.released.subscribe();
+        tokio::select! {
+            biased;
+            // Being stopped is not being started and then stopped.
+            _ = asked_to_stop(&mut stop) => {
+                self.kill().await;
+                Some(ExitCause::Stopped)
+            }
+            () = until_released(&mut released) => {
+                running.release(&entry.spec.id);
+                None
+            }
+            end = exited(&mut self.events, self.link, running) => {
+                Some(not_started(format!("its sandbox ended before it was released: {:?}", self.judge(running, end))))
+            }
+            () = killed_for_memory(alarm, &running.kills) => {
+                self.kill().await;
+                Some(self.out_of_memory())
             }
         }
     }
@@ -406,8 +441,12 @@ async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(Vec<PathBuf
         };
         let configuration =
             bundle::configuration(spec, &unpacked.config, &user, &lodging).map_err(|error| chain(&error))?;
-        write_bundle(&engine.run.bundle(id), &configuration)
-            .map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
+        let bundle = engine.run.bundle(id);
+        let written = write_bundle(&bundle, &configuration).and_then(|()| {
+            let parked = !*entry.released.borrow();
+            if parked { gate::mark(&bundle) } else { Ok(()) }
+        });
+        written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
         let owner = (first_id + user.uid, first_id + user.gid);
         Ok((unpacked.layers, owner))
     });
@@ -433,6 +472,12 @@ async fn asked_to_stop(stop: &mut watch::Receiver<Option<Duration>>) -> Duration
         if stop.changed().await.is_err() {
             return std::future::pending().await;
         }
+    }
+}
+
+async fn until_released(released: &mut watch::Receiver<bool>) {
+    if released.wait_for(|released| *released).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -462,6 +507,15 @@ fn is_gone(process: &OwnedFd) -> bool {
 impl Running {
     pub(crate) fn is_gone(&self) -> bool {
         is_gone(&self.process)
+    }
+
+    /// Lets its program run.
+    pub(crate) fn release(&self, id: &InstanceId) {
+        if let Err(error) = self.gate.open() {
+            // Its end is then reported like any other.
+            tracing::error!(%id, %error, "cannot release an instance");
+            let _ = pidfd_send_signal(&self.process, Signal::KILL);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Start {
 pub(crate) enum Report {
     /// It takes orders.
     Up,
-    /// With a pidfd of the first process and its network namespace. The process is released right after.
+    /// With a pidfd of the first process and its network namespace. The process waits to be released.
     Created {
         id: String,
         pid: i32,

@@ -17,5 +17,7 @@ mod lab;
 mod limits;
 #[path = "engine/output.rs"]
 mod output;
+#[path = "engine/parked.rs"]
+mod parked;
 #[path = "engine/serving.rs"]
 mod serving;

@@ -81,7 +81,8 @@ pub(crate) fn fresh_id8() -> String {
 /// The guest program, built once per target directory.
 fn guest() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/main.rs");
-    let text = fs::read(&source).expect("the guest's source");
+    let mut text = fs::read(&source).expect("the guest's source");
+    text.extend(fs::read(source.with_file_name("dump.rs")).expect("its second file"));
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let built = place.join(format!("guest-{}", &Digest::of(&text).hex()[..16]));
     if !built.exists() {

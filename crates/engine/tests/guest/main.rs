@@ -1,5 +1,7 @@
 //! A program for the inside of test instances. Built by the tests with plain rustc, static, without any crate.
 
+mod dump;
+
 use std::{
     fs,
     io::{Read, Write},
@@ -145,6 +147,7 @@ fn answer(path: &str) -> String {
             });
             all.collect::<Vec<_>>().join("\n")
         }
+        "dump" => dump::all(),
         "count" => COUNT.load(Ordering::Relaxed).to_string(),
         "say" => {
             println!("{rest}");

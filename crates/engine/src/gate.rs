@@ -1,0 +1,107 @@
+//! What stands between a sandbox that is made and the start of its program.
+//!
+//! A parked instance waits in front of its gate. That it waits is a mark in its bundle, which outlives this process:
+//! the mark goes before the gate opens, and to open a gate twice does nothing, so whoever finds no mark may open again.
+
+use std::{
+    fs, io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// The name of the mark in the bundle of an instance that has not been released.
+const MARK: &str = "parked";
+
+/// One instance's.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    way: Way,
+    mark: PathBuf,
+    open: AtomicBool,
+}
+
+/// How the process that waits is told.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// crun's: one byte into its fifo. It has to be removed then, or crun takes the instance for a created one.
+    Fifo(PathBuf),
+}
+
+/// Marks the instance of a bundle as parked.
+pub(crate) fn mark(bundle: &Path) -> io::Result<()> {
+    fs::File::create(bundle.join(MARK)).map(drop)
+}
+
+impl Gate {
+    pub(crate) fn new(way: Way, bundle: &Path) -> Self {
+        Self {
+            way,
+            mark: bundle.join(MARK),
+            open: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets the program run. Does not block.
+    pub(crate) fn open(&self) -> io::Result<()> {
+        if self.open.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        match fs::remove_file(&self.mark) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        match &self.way {
+            Way::Fifo(path) => {
+                // The other end is open since before the instance was reported.
+                let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).expect("a small flag");
+                let mut fifo = fs::OpenOptions::new()
+                    .write(true)
+                    .custom_flags(nonblocking)
+                    .open(path)?;
+                io::Write::write_all(&mut fifo, &[0])?;
+                fs::remove_file(path)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[test]
+    fn a_gate_opens_once_and_takes_its_mark_away_first() {
+        let bundle = tempfile::tempdir().expect("a directory");
+        let fifo = bundle.path().join("exec.fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .expect("a fifo");
+        mark(bundle.path()).expect("marked");
+        let gate = Gate::new(Way::Fifo(fifo.clone()), bundle.path());
+        // Nobody waits yet.
+        assert!(gate.open().is_err());
+        assert!(!bundle.path().join(MARK).exists());
+
+        let gate = Gate::new(Way::Fifo(fifo.clone()), bundle.path());
+        let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).expect("small");
+        let mut waiting = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(nonblocking)
+            .open(&fifo)
+            .expect("opened");
+        gate.open().expect("opened");
+        gate.open().expect("open already");
+        let mut all = Vec::new();
+        waiting.read_to_end(&mut all).expect("read");
+        assert_eq!(all, [0]);
+        assert!(!fifo.exists());
+    }
+}
