@@ -143,7 +143,12 @@ impl Groups {
         }
     }
 
-    fn file(&self, controller: &str, name: &str) -> io::Result<PathBuf> {
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// A file of the instance's group in the hierarchy of `controller`.
+    pub(crate) fn file(&self, controller: &str, name: &str) -> io::Result<PathBuf> {
         let root = self
             .layout
             .controller(controller)

@@ -73,6 +73,11 @@ impl Cpu {
         state.freezer = None;
     }
 
+    /// Whether it has no request now.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.lock().busy
+    }
+
     fn busy(&self, id: &InstanceId) {
         let mut state = self.lock();
         state.busy = true;

@@ -33,6 +33,7 @@ mod process;
 mod rootfs;
 mod seccomp;
 mod sweep;
+mod usage;
 mod watched;
 mod wire;
 
@@ -51,7 +52,7 @@ use std::{
 use image::Images;
 use model::{
     Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, Sandbox,
-    Timestamp,
+    Timestamp, Usage,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -167,6 +168,8 @@ pub(crate) struct Inner {
     link: watch::Sender<Option<Arc<Link>>>,
     /// How many instances the runtime may create at a time: more only slow each other down.
     creations: Semaphore,
+    /// One instance's memory is pushed out at a time: it is work for the disk, and nobody waits for it.
+    reclaiming: Semaphore,
     closing: AtomicBool,
     claim: Mutex<Option<Claim>>,
 }
@@ -240,6 +243,7 @@ impl Engine {
             linger: Linger::default(),
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
             creations: Semaphore::new(3 * cpus()),
+            reclaiming: Semaphore::new(1),
             closing: AtomicBool::new(false),
             claim: Mutex::new(Some(claim)),
         });
@@ -392,6 +396,8 @@ impl Engine {
                 ExitCause::Code(_)
                 | ExitCause::Signal(_)
                 | ExitCause::NotListening { .. }
+                | ExitCause::StartupProbeFailed { .. }
+                | ExitCause::Unhealthy { .. }
                 | ExitCause::NotStarted(_)
                 | ExitCause::Stopped => Fate::Ended,
             };
@@ -423,6 +429,38 @@ impl Engine {
             memory_bytes: doctor::memory_available().unwrap_or(0),
             cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
         }
+    }
+
+    /// What each instance with a process takes. One pass over all, some microseconds for each.
+    pub async fn usage(&self) -> HashMap<InstanceId, Usage> {
+        let inner = Arc::clone(&self.inner);
+        let read = tokio::task::spawn_blocking(move || {
+            let entries: Vec<Arc<Entry>> = {
+                let entries = inner.entries.read().expect("no panic while held");
+                let there = |entry: &&Arc<Entry>| entry.running.get().is_some() && entry.over.get().is_none();
+                entries.values().filter(there).cloned().collect()
+            };
+            // One that ends meanwhile is left out.
+            let usage = |entry: Arc<Entry>| Some((entry.spec.id.clone(), entry.groups.usage().ok()?));
+            entries.into_iter().filter_map(usage).collect()
+        });
+        read.await.unwrap_or_default()
+    }
+
+    /// Pushes out memory that an idle instance has not used lately: to swap where the machine has some, else only pages
+    /// of files, which are read again when needed. Its limit stays as it is, so nothing is killed for it. Returns by how
+    /// many bytes the instance became smaller: 0 when it has a request, is gone, or had nothing to give.
+    pub async fn reclaim(&self, id: &InstanceId) -> io::Result<u64> {
+        let Some(entry) = self.inner.entry(id) else {
+            return Ok(0);
+        };
+        let _turn = self.inner.reclaiming.acquire().await.expect("never closed");
+        if entry.running.get().is_none() || entry.over.get().is_some() || !entry.cpu.is_idle() {
+            return Ok(0);
+        }
+        usage::say_without_swap();
+        let pushed = tokio::task::spawn_blocking(move || entry.groups.reclaim(|| entry.cpu.is_idle()));
+        pushed.await.map_err(io::Error::other)?
     }
 
     /// How many lines of output were dropped because the channel was full.

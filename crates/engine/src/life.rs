@@ -16,7 +16,7 @@ use std::{
 };
 
 use image::Digest;
-use model::{Exit, ExitCause, InstanceId, InstanceSpec, Stream};
+use model::{Exit, ExitCause, InstanceId, InstanceSpec, Severity, Stream};
 use rustix::{
     fs::{Gid, Uid},
     process::{Signal, pidfd_send_signal},
@@ -341,8 +341,7 @@ impl Life {
         let used = self.entry.groups.memory_peak().unwrap_or(limit_bytes);
         let (limit, used) = (limit_bytes >> 20, used.max(limit_bytes) >> 20);
         let text = format!("Memory limit of {limit} MiB exceeded with {used} MiB used.");
-        let log = &self.engine.log;
-        log.line(&spec.of, &spec.id, Stream::System, text);
+        self.engine.log.system(spec, Severity::Error, text);
         ExitCause::OutOfMemory { limit_bytes }
     }
 
@@ -402,6 +401,8 @@ impl Life {
             | ExitCause::Signal(_)
             | ExitCause::OutOfMemory { .. }
             | ExitCause::NotListening { .. }
+            | ExitCause::StartupProbeFailed { .. }
+            | ExitCause::Unhealthy { .. }
             | ExitCause::Stopped => last_lines,
         };
         engine.stopped(

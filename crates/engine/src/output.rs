@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use model::{InstanceId, LogLine, RevisionKey, Stream};
+use model::{InstanceId, InstanceSpec, LogLine, RevisionKey, Severity, Stream};
 use tokio::{
     io::AsyncReadExt as _,
     net::unix::pipe,
@@ -102,13 +102,29 @@ impl Log {
     }
 
     pub(crate) fn line(&self, of: &RevisionKey, instance: &InstanceId, stream: Stream, text: String) {
-        let line = LogLine {
+        self.send(LogLine {
             at: crate::now(),
             of: of.clone(),
             instance: instance.clone(),
             stream,
+            severity: Severity::Default,
             text,
-        };
+        });
+    }
+
+    /// Says something of an instance in the log of its service.
+    pub(crate) fn system(&self, spec: &InstanceSpec, severity: Severity, text: String) {
+        self.send(LogLine {
+            at: crate::now(),
+            of: spec.of.clone(),
+            instance: spec.id.clone(),
+            stream: Stream::System,
+            severity,
+            text,
+        });
+    }
+
+    fn send(&self, line: LogLine) {
         match self.sender.try_send(line) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Closed(_)) => {

@@ -21,3 +21,5 @@ mod output;
 mod parked;
 #[path = "engine/serving.rs"]
 mod serving;
+#[path = "engine/usage.rs"]
+mod usage;

@@ -1,11 +1,12 @@
 //! One running copy of a revision: what it needs to run, and what is seen of it.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc};
+use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CpuAllocation, EnvVar, Probe, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp, Volume, VolumeMount,
+    CpuAllocation, EnvVar, Probe, ProbeKind, Probed, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp,
+    Volume, VolumeMount,
 };
 
 /// An instance's id: `i` and 24 hex digits, so that it is a legal container, cgroup and DNS name.
@@ -240,6 +241,10 @@ pub enum ExitCause {
         seconds: u64,
         loopback_only: bool,
     },
+    /// A startup probe that was asked for failed for good.
+    StartupProbeFailed { probe: Probed, failures: u32 },
+    /// A liveness probe failed as often in a row as its threshold says.
+    Unhealthy { probe: Probed, failures: u32 },
     /// The process could not be started at all: what the runtime said.
     NotStarted(String),
     /// We stopped it.
@@ -273,6 +278,17 @@ impl Exit {
                     "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment variable within {seconds} seconds.{why}"
                 )
             }
+            ExitCause::StartupProbeFailed { probe, failures } | ExitCause::Unhealthy { probe, failures } => {
+                let check = match probe.kind {
+                    ProbeKind::Startup => "startup",
+                    ProbeKind::Liveness => "liveness",
+                    ProbeKind::Readiness => "readiness",
+                };
+                format!(
+                    "The user-provided container failed the configured {check} probe checks. {}",
+                    probe.failed(*failures)
+                )
+            }
             ExitCause::NotStarted(why) => {
                 format!("The user-provided container could not be started: {why}.")
             }
@@ -302,6 +318,15 @@ pub enum Fate {
 pub enum Activity {
     Busy,
     Idle,
+}
+
+/// What an instance takes, as the kernel counts it, all its containers together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time since its start.
+    pub cpu: Duration,
+    /// Memory and files in memory.
+    pub memory_bytes: u64,
 }
 
 /// What the machine has left for further instances.

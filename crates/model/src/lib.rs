@@ -10,6 +10,7 @@
 
 mod condition;
 mod container;
+mod health;
 mod iam;
 mod instance;
 mod name;
@@ -28,13 +29,15 @@ pub use container::{
     Check, Container, EnvVar, Header, Port, Probe, Protocol, RESERVED_ENV, Resources, Volume, VolumeMount,
     VolumeSource, container_violations,
 };
+pub use health::{ProbeKind, Probed};
 pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
 pub use instance::{
     Activity, ContainerSpec, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
+    Usage,
 };
 pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, data_dir_id, url_hash};
 pub use quantity::{Cpu, Memory, QuantityError};
-pub use record::{Entry, LogLine, RequestRecord, Stream};
+pub use record::{Entry, LogLine, RequestRecord, Severity, Stream};
 pub use revision::{
     Concurrency, CpuAllocation, Kpa, KpaMetric, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate,
     Sandbox, Scaling, template_violations,

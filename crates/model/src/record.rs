@@ -40,7 +40,27 @@ pub struct LogLine {
     pub of: RevisionKey,
     pub instance: InstanceId,
     pub stream: Stream,
+    #[serde(default, skip_serializing_if = "Severity::is_default")]
+    pub severity: Severity,
     pub text: String,
+}
+
+/// How grave a line is, by Cloud Logging's names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Severity {
+    /// Nothing was said of it.
+    #[default]
+    Default,
+    Info,
+    Warning,
+    Error,
+}
+
+impl Severity {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::Default
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

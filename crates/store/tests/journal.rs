@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use homerun_store::journal::{FLUSH, Journal, Limits, Of, read_last};
 use model::{
-    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Stream, Timestamp,
+    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Severity, Stream, Timestamp,
 };
 use tempfile::TempDir;
 
@@ -28,6 +28,7 @@ fn line(of: RevisionKey, text: impl Into<String>) -> Entry {
         of,
         instance: InstanceId::new([7; 12]),
         stream: Stream::Stdout,
+        severity: Severity::Default,
         text: text.into(),
     })
 }
