@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::figure::{Figure, Measured};
 
 /// Writes `<date>-<machine>.json` into the folder of runs.
-pub(crate) fn keep(measured: &[(Figure, Measured)]) -> Result<PathBuf> {
+pub(crate) fn keep(measured: &[(&Figure, Measured)]) -> Result<PathBuf> {
     let var = |name: &str| env::var(name).with_context(|| format!("{name} is not set: run bench/run"));
     let cpu = cpu();
     let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -23,12 +23,12 @@ pub(crate) fn keep(measured: &[(Figure, Measured)]) -> Result<PathBuf> {
             })
             .collect();
         figures.insert(
-            figure.name().to_owned(),
+            figure.name.to_owned(),
             json!({
-                "about": figure.about(),
+                "about": figure.about,
                 "value": (measured.value * 1000.0).round() / 1000.0,
-                "goal": figure.goal().to_string(),
-                "met": figure.goal().is_met_by(measured.value),
+                "goal": figure.goal.to_string(),
+                "met": figure.goal.is_met_by(measured.value),
                 "notes": measured.notes,
                 "samples": samples,
             }),

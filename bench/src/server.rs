@@ -1,7 +1,7 @@
 //! The Homerun under test: started for one figure with a data directory of its own, stopped when the figure is done.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs::{self, File},
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -23,20 +23,31 @@ pub(crate) const REGION: &str = "us-central1";
 #[derive(Debug)]
 pub(crate) struct Homerun {
     child: Child,
-    root: TempDir,
+    /// None once it was stopped for another start.
+    root: Option<TempDir>,
+    flags: Vec<String>,
     binary: PathBuf,
     pub(crate) api: SocketAddr,
     pub(crate) http: SocketAddr,
+    pub(crate) https: SocketAddr,
     id8: String,
 }
 
 impl Homerun {
     pub(crate) fn up(idle_retention: &str) -> Result<Self> {
+        Self::up_with(&["--idle-retention", idle_retention])
+    }
+
+    pub(crate) fn up_with(flags: &[&str]) -> Result<Self> {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self::start(TempDir::with_prefix("homerun-bench-")?, flags)
+    }
+
+    fn start(root: TempDir, flags: Vec<String>) -> Result<Self> {
         let binary = std::env::var_os("HOMERUN_BIN").context("HOMERUN_BIN is not set: run bench/run")?;
         let binary = PathBuf::from(binary)
             .canonicalize()
             .context("HOMERUN_BIN names no file")?;
-        let root = TempDir::with_prefix("homerun-bench-")?;
         let said = root.path().join("up.out");
         let mut child = Command::new(&binary)
             .args([
@@ -48,8 +59,9 @@ impl Homerun {
                 "--https",
                 "127.0.0.1:0",
             ])
-            .args(["--url-scheme", "http", "--idle-retention", idle_retention, "--data-dir"])
+            .args(["--url-scheme", "http", "--data-dir"])
             .arg(root.path().join("data"))
+            .args(&flags)
             .stdin(Stdio::null())
             .stdout(File::create(&said)?)
             .stderr(File::create(root.path().join("up.log"))?)
@@ -68,10 +80,10 @@ impl Homerun {
             ensure!(Instant::now() < deadline, "homerun up is not ready after {PATIENCE:?}");
             thread::sleep(Duration::from_millis(5));
         };
-        let address = |name: &str| -> Result<SocketAddr> {
+        let address = |name: &str, scheme: &str| -> Result<SocketAddr> {
             let rest = said
                 .lines()
-                .find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix("http://"));
+                .find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(scheme));
             rest.with_context(|| format!("homerun up does not say where its {name} is"))?
                 .parse()
                 .with_context(|| format!("where its {name} is, is no address"))
@@ -86,10 +98,12 @@ impl Homerun {
             .and_then(|entry| entry.file_name().into_string().ok())
             .context("no /run/homerun/*/owner names the data directory")?;
         Ok(Self {
-            api: address("api")?,
-            http: address("ingress")?,
+            api: address("api", "http://")?,
+            http: address("ingress", "http://")?,
+            https: address("ingress", "https://")?,
             child,
-            root,
+            root: Some(root),
+            flags,
             binary,
             id8,
         })
@@ -100,7 +114,22 @@ impl Homerun {
     }
 
     pub(crate) fn dir(&self) -> &Path {
-        self.root.path()
+        self.root.as_ref().expect("kept until it is stopped").path()
+    }
+
+    /// A directory of its own below [`Homerun::dir`].
+    pub(crate) fn make_dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir().join(name);
+        fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// Ends it and keeps its data.
+    pub(crate) fn stop(mut self) -> Result<Stopped> {
+        let root = self.root.take().context("stopped once")?;
+        let flags = std::mem::take(&mut self.flags);
+        drop(self);
+        Ok(Stopped { root, flags })
     }
 
     /// Our own client, with these words.
@@ -108,7 +137,7 @@ impl Homerun {
         let output = Command::new(&self.binary)
             .args(words)
             .env("HOMERUN_API", self.api.to_string())
-            .env("CLOUDSDK_CONFIG", self.root.path().join("gcloud"))
+            .env("CLOUDSDK_CONFIG", self.dir().join("gcloud"))
             .stdin(Stdio::null())
             .output()?;
         ensure!(
@@ -123,7 +152,11 @@ impl Homerun {
 
     /// Deploys the hello image, and returns the host of its URL.
     pub(crate) fn deploy(&self, name: &str, flags: &[&str]) -> Result<String> {
-        let mut words = vec!["run", "deploy", name, "--image", HELLO, "--region", REGION];
+        self.deploy_image(name, HELLO, flags)
+    }
+
+    pub(crate) fn deploy_image(&self, name: &str, image: &str, flags: &[&str]) -> Result<String> {
+        let mut words = vec!["run", "deploy", name, "--image", image, "--region", REGION];
         words.extend(["--allow-unauthenticated", "--quiet"]);
         words.extend(flags);
         self.client(&words)?;
@@ -144,24 +177,64 @@ impl Homerun {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    /// The processes of its instances, as the kernel has them.
+    /// The processes of its instances that run their program, as the kernel has them.
     pub(crate) fn instance_processes(&self) -> Vec<u32> {
-        let mut found = BTreeSet::new();
-        let mut open = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+        self.running().into_values().flatten().collect()
+    }
+
+    fn running(&self) -> BTreeMap<String, Vec<u32>> {
         let parent = format!("homerun-{}", self.id8);
-        while let Some((dir, depth)) = open.pop() {
-            let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let is_instance = dir.parent().is_some_and(|above| name(above) == parent) && is_instance_id(&name(&dir));
-            if is_instance && let Ok(processes) = fs::read_to_string(dir.join("cgroup.procs")) {
-                found.extend(processes.lines().filter_map(|line| line.parse::<u32>().ok()));
+        let trees = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|tree| Path::new(tree).join(&parent));
+        let Some(tree) = trees.iter().find(|tree| tree.exists()) else {
+            return BTreeMap::new();
+        };
+        // A parked sandbox is still the program that made it.
+        let is_program = |pid: &u32| {
+            let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            program != self.binary && program.file_name().is_some_and(|name| name != "crun")
+        };
+        let mut running = BTreeMap::new();
+        for entry in fs::read_dir(tree).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !is_instance_id(&name) {
+                continue;
             }
-            if depth < 3 {
-                let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-                let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-                open.extend(dirs.map(|entry| (entry.path(), depth + 1)));
+            let mut open = vec![entry.path()];
+            let mut processes = Vec::new();
+            while let Some(group) = open.pop() {
+                let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+                processes.extend(
+                    listed
+                        .lines()
+                        .filter_map(|line| line.parse::<u32>().ok())
+                        .filter(is_program),
+                );
+                let below = fs::read_dir(&group).into_iter().flatten().flatten();
+                open.extend(
+                    below
+                        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                        .map(|e| e.path()),
+                );
+            }
+            if !processes.is_empty() {
+                running.insert(name, processes);
             }
         }
-        found.into_iter().collect()
+        running
+    }
+
+    /// Until exactly so many instances run.
+    pub(crate) fn wait_for_instances(&self, count: usize) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.running().len();
+            if seen == count {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{seen} instances run, not {count}");
+            // A look at a thousand of them costs something itself.
+            thread::sleep(Duration::from_millis(if seen > 50 { 50 } else { 5 }));
+        }
     }
 
     /// Until a request to `host` is answered well.
@@ -183,6 +256,23 @@ impl Homerun {
 fn is_instance_id(name: &str) -> bool {
     name.strip_prefix('i')
         .is_some_and(|digits| digits.len() == 24 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// A Homerun that does not run, with its data.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    root: TempDir,
+    flags: Vec<String>,
+}
+
+impl Stopped {
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.root.path().join("data")
+    }
+
+    pub(crate) fn up(self) -> Result<Homerun> {
+        Homerun::start(self.root, self.flags)
+    }
 }
 
 impl Drop for Homerun {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Load {
     pub(crate) requests_per_second: f64,
+    pub(crate) p50_millis: f64,
     pub(crate) p99_millis: f64,
     pub(crate) requests: f64,
 }
@@ -58,6 +59,7 @@ fn read(text: &str) -> Result<Load> {
         .context("wrk does not say how many requests")?;
     Ok(Load {
         requests_per_second: after("Requests/sec:")?.parse()?,
+        p50_millis: millis(after("50%")?)?,
         p99_millis: millis(after("99%")?)?,
         requests: requests.0.parse()?,
     })
