@@ -14,6 +14,11 @@
 //! |---|---|
 //! | `/hog?mib=N` | after it took N MiB, which it keeps |
 //! | `/crash?code=N` | nothing: it ends with status N |
+//! | `/forks` | how many processes it could start, each of which starts more |
+//! | `/disk?mib=N` | after it wrote that much into a file, which it keeps |
+//! | `/shut` | its start, and takes no connection any more |
+//! | `/garbage` | what is no HTTP |
+//! | `/sleep?ms=N` | its start, after so many milliseconds |
 //! | any other | its start, which no other instance shares |
 
 #![allow(unsafe_code, reason = "SIGTERM needs a handler, see `signal`; `allow`, since plain rustc denies nothing")]
@@ -22,7 +27,9 @@ use std::env;
 use std::hint::black_box;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,7 +39,10 @@ const SIGTERM: i32 = 15;
 unsafe extern "C" {
     fn signal(number: i32, action: extern "C" fn(i32)) -> usize;
     fn _exit(status: i32) -> !;
+    fn shutdown(socket: i32, how: i32) -> i32;
 }
+
+static LISTENER: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn end(_signal: i32) {
     // SAFETY: `_exit` may be called in a signal handler; nothing of this process outlives it.
@@ -61,6 +71,12 @@ fn main() {
             take(usize::try_from(number(1)).unwrap_or(0));
             Ipv4Addr::UNSPECIFIED
         }
+        // One of very many, each of which starts others until nothing more can be started.
+        Some("forks") => loop {
+            if process::Command::new("/proc/self/exe").arg("forks").spawn().is_err() {
+                thread::sleep(Duration::from_secs(1));
+            }
+        },
         Some("loopback") => Ipv4Addr::LOCALHOST,
         Some("serve") => Ipv4Addr::UNSPECIFIED,
         other => {
@@ -73,8 +89,12 @@ fn main() {
         eprintln!("cannot listen on {host}:{port}: {error}");
         process::exit(1);
     });
-    for connection in listener.incoming().flatten() {
-        thread::spawn(move || drop(serve(&connection, start)));
+    LISTENER.store(listener.as_raw_fd(), Ordering::SeqCst);
+    for connection in listener.incoming() {
+        match connection {
+            Ok(connection) => drop(thread::spawn(move || drop(serve(&connection, start)))),
+            Err(_) => thread::sleep(Duration::from_millis(100)),
+        }
     }
 }
 
@@ -97,6 +117,30 @@ fn serve(connection: &TcpStream, start: u128) -> io::Result<()> {
         if let Some(mib) = target.strip_prefix("/hog?mib=") {
             eprintln!("takes {mib} MiB");
             take(mib.parse().unwrap_or(0));
+        }
+        if target == "/forks" {
+            let mut started = 0;
+            while process::Command::new("/proc/self/exe").arg("forks").spawn().is_ok() {
+                started += 1;
+            }
+            eprintln!("started {started} processes");
+        }
+        if let Some(mib) = target.strip_prefix("/disk?mib=") {
+            let piece = vec![1_u8; 1 << 20];
+            let mut file = std::fs::File::create("/filled")?;
+            for _ in 0..mib.parse().unwrap_or(0) {
+                file.write_all(&piece)?;
+            }
+        }
+        if target == "/shut" {
+            // SAFETY: takes two numbers and touches no memory.
+            unsafe { shutdown(LISTENER.load(Ordering::SeqCst), 2) };
+        }
+        if target == "/garbage" {
+            return writer.write_all(b"no such thing as HTTP\r\n\r\n");
+        }
+        if let Some(millis) = target.strip_prefix("/sleep?ms=") {
+            thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
         }
         if let Some(code) = target.strip_prefix("/crash?code=") {
             process::exit(code.parse().unwrap_or(1));

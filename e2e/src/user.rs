@@ -17,7 +17,12 @@ impl User {
 
     /// The same with flags for `homerun up`, and a choice of client.
     pub fn with(flags: &[&str], client: Client) -> Self {
-        let homerun = Homerun::up_with(flags).expect("starts");
+        Self::in_surroundings(flags, &[], client)
+    }
+
+    /// The same with variables for `homerun up`.
+    pub fn in_surroundings(flags: &[&str], variables: &[(&str, &str)], client: Client) -> Self {
+        let homerun = Homerun::up_in(flags, variables).expect("starts");
         let session = Session::new(&homerun, client).expect("a shell");
         let mut user = Self { homerun, session };
         user.ok("REGION=--region=us-central1; HELLO=us-docker.pkg.dev/cloudrun/container/hello");

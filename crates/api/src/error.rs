@@ -151,7 +151,7 @@ impl From<store::TransactError<Error>> for Error {
             store::TransactError::Refused(refused) => refused,
             store::TransactError::Storage(source) => {
                 tracing::error!(error = &source as &dyn std::error::Error, "a write was not stored");
-                Self::new(Code::Unavailable, source.to_string())
+                Self::new(Code::Unavailable, told(&source))
             }
         }
     }

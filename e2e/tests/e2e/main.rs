@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod durability;
+mod faults;
 mod half_open;
 mod images;
 mod ingress;
