@@ -9,6 +9,7 @@
 //! leaves: writes of revision states and routings to the store, starts and stops to the engine, the route table and the
 //! endpoints to the ingress. It never sees HTTP.
 
+mod pull;
 mod revision;
 mod route;
 mod scale;

@@ -38,6 +38,7 @@ pub(crate) fn revision_of(service: &Service, chance: u128, now: Timestamp) -> Re
         created: now,
         creator: service.modifier.clone(),
         template: service.template.clone(),
+        sidecar_digests: Vec::new(),
         state: RevisionState::Resolving,
         since: now,
     }

@@ -10,10 +10,10 @@ use std::{
 
 use capacity::{Demand, Endpoints, autoscaler::Tick};
 use engine::Engine;
-use image::{Digest, EnsureError, Images, Reference, ResolveError};
+use image::Images;
 use model::{
-    InstanceId, InstanceSpec, Observed, Reason, Revision, RevisionKey, RevisionState, RouteTable, Routed, ServiceKey,
-    Site, Timestamp,
+    InstanceId, InstanceSpec, Observed, Revision, RevisionKey, RevisionState, RouteTable, Routed, ServiceKey, Site,
+    Timestamp,
 };
 use store::{Snapshot, Store, TransactError};
 use tokio::{
@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    pull::{self, Outcome},
     revision::{self, Step},
     route,
     scale::{Act, Scaling, Seen},
@@ -67,7 +68,7 @@ pub struct Control {
     links: Links,
     scaling: Scaling,
     /// Resolves and pulls under way, and whose they are.
-    work: JoinSet<(RevisionKey, RevisionState)>,
+    work: JoinSet<(RevisionKey, Outcome)>,
     begun: BTreeSet<RevisionKey>,
     started: Instant,
     table_of: Option<u64>,
@@ -162,14 +163,19 @@ impl Control {
                     return;
                 };
                 let images = self.links.images.clone();
-                let image = revision.template.container.image.clone();
+                let template = revision.template.clone();
                 self.begun.insert(key.clone());
-                self.work.spawn(async move { (key, resolve(&images, &image).await) });
+                self.work
+                    .spawn(async move { (key, pull::resolve(&images, &template).await) });
             }
             Step::Pull { revision, digest } => {
                 let images = self.links.images.clone();
+                let sidecars = snapshot
+                    .revision(&revision)
+                    .map_or_else(Vec::new, |revision| revision.sidecar_digests.clone());
                 self.begun.insert(revision.clone());
-                self.work.spawn(async move { (revision, pull(&images, digest).await) });
+                self.work
+                    .spawn(async move { (revision, pull::unpack(&images, digest, &sidecars).await) });
             }
             Step::Start { revision, digest } => {
                 if let Some(revision) = snapshot.revision(&revision) {
@@ -182,7 +188,7 @@ impl Control {
                     .and_then(|r| r.state.digest())
                     .unwrap_or_default()
                     .to_owned();
-                self.enter(key, RevisionState::Ready { digest }).await;
+                self.enter(key, RevisionState::Ready { digest }.into()).await;
             }
             Step::Fail {
                 revision,
@@ -198,16 +204,16 @@ impl Control {
                     message,
                     digest,
                 };
-                self.enter(revision, state).await;
+                self.enter(revision, state.into()).await;
             }
         }
     }
 
-    async fn take_in(&mut self, done: Result<(RevisionKey, RevisionState), tokio::task::JoinError>) {
+    async fn take_in(&mut self, done: Result<(RevisionKey, Outcome), tokio::task::JoinError>) {
         match done {
-            Ok((key, state)) => {
+            Ok((key, outcome)) => {
                 self.begun.remove(&key);
-                self.enter(key, state).await;
+                self.enter(key, outcome).await;
             }
             // A panic in a pull: whose it was is unknown, so all are begun anew; what is done already is cheap.
             Err(error) => {
@@ -217,9 +223,10 @@ impl Control {
         }
     }
 
-    /// Writes that a revision has come to `state`.
-    async fn enter(&self, key: RevisionKey, state: RevisionState) {
+    /// Writes that a revision has come to a state.
+    async fn enter(&self, key: RevisionKey, outcome: Outcome) {
         let now = (self.links.now)();
+        let Outcome { state, sidecar_digests } = outcome;
         let (written_key, written) = (key.clone(), state.clone());
         let result = self
             .links
@@ -231,6 +238,9 @@ impl Control {
                 }
                 let mut revision = revision.clone();
                 revision.state = written;
+                if let Some(digests) = sidecar_digests {
+                    revision.sidecar_digests = digests;
+                }
                 revision.since = now;
                 tx.put_revision(revision);
                 Ok(())
@@ -251,8 +261,7 @@ impl Control {
     async fn start(&self, revision: &Revision, digest: &str) {
         let chance = (self.links.chance)().to_le_bytes();
         let id = InstanceId::new(chance[..12].try_into().expect("12 of 16 bytes"));
-        // `repository@sha256:...`: the engine wants the digest alone.
-        let image = digest.rsplit_once('@').map_or(digest, |(_, digest)| digest).to_owned();
+        let image = model::bare_digest(digest).to_owned();
         let spec = InstanceSpec::derive(id, revision, image, &self.links.site.project);
         if let Err(error) = self.links.engine.start(spec).await {
             tracing::error!(revision = %revision.key, error = told(&error), "cannot start an instance");
@@ -345,7 +354,7 @@ async fn sleep(beat: Option<Duration>) {
 }
 
 /// An error with its causes, in one line.
-fn told(error: &dyn Error) -> String {
+pub(crate) fn told(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
@@ -354,58 +363,6 @@ fn told(error: &dyn Error) -> String {
         cause = next.source();
     }
     text
-}
-
-async fn resolve(images: &Images, image: &str) -> RevisionState {
-    let failed = |reason, message: String| RevisionState::Failed {
-        reason,
-        message,
-        digest: None,
-    };
-    let reference: Reference = match image.parse() {
-        Ok(reference) => reference,
-        Err(error) => return failed(Reason::ContainerMissing, told(&error)),
-    };
-    match images.resolve(&reference).await {
-        Ok(resolved) => RevisionState::Pulling {
-            digest: resolved.pinned().to_string(),
-        },
-        Err(ResolveError::NotFound { .. }) => failed(Reason::ContainerMissing, format!("Image '{image}' not found.")),
-        Err(ResolveError::Store { reference, source }) => {
-            failed(Reason::Internal, told(&ResolveError::Store { reference, source }))
-        }
-        Err(
-            error @ (ResolveError::Unauthorized { .. }
-            | ResolveError::Credential { .. }
-            | ResolveError::Manifest { .. }
-            | ResolveError::DigestMismatch { .. }
-            | ResolveError::Size { .. }
-            | ResolveError::Network { .. }),
-        ) => failed(Reason::ContainerImageUnusable, told(&error)),
-    }
-}
-
-async fn pull(images: &Images, digest: String) -> RevisionState {
-    let failed = |digest, message| RevisionState::Failed {
-        reason: Reason::ContainerImageUnusable,
-        message,
-        digest: Some(digest),
-    };
-    let bare = digest.rsplit_once('@').map_or(digest.as_str(), |(_, bare)| bare);
-    let parsed: Digest = match bare.parse() {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            let message = told(&error);
-            return failed(digest, message);
-        }
-    };
-    match images.ensure(&parsed).await {
-        Ok(_) => RevisionState::Probing { digest },
-        Err(error @ (EnsureError::Store { .. } | EnsureError::Layer { .. })) => {
-            let message = format!("image {digest} cannot be unpacked: {}", told(&error));
-            failed(digest, message)
-        }
-    }
 }
 
 #[cfg(test)]
@@ -499,6 +456,7 @@ pub(crate) mod cases {
             created: Timestamp::from_micros(2),
             creator: service.creator.clone(),
             template: service.template.clone(),
+            sidecar_digests: Vec::new(),
             state: RevisionState::Resolving,
             since: Timestamp::from_micros(2),
         }

@@ -240,6 +240,7 @@ mod tests {
             created: Timestamp::from_micros(2),
             creator: String::new(),
             template: example(),
+            sidecar_digests: Vec::new(),
             state,
             since: Timestamp::from_micros(3),
         }

@@ -1,12 +1,12 @@
 //! A container of a revision: image, process, environment, port, resources, probes, and what it mounts.
 
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cpu, Memory, Violation};
+use crate::{Cpu, Memory, Probe, ProbeKind, Violation};
 
-/// Names that Cloud Run sets itself; a container that sets one is refused.
+/// Names that Cloud Run sets itself; a container that sets one is refused. A sidecar gets no `PORT` and may set its own.
 pub const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
 
 /// Longest value of one environment variable: 32 KiB (Cloud Run quotas).
@@ -34,33 +34,10 @@ pub struct Container {
     pub liveness_probe: Option<Probe>,
     /// While it fails, the instance gets no new request.
     pub readiness_probe: Option<Probe>,
-    pub mounts: Vec<VolumeMount>,
+    pub mounts: Vec<crate::VolumeMount>,
     /// Names of containers whose startup probe must have passed before this one is started
     /// (`run.googleapis.com/container-dependencies`).
     pub depends_on: Vec<String>,
-}
-
-/// Where a container finds a volume of its template.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeMount {
-    /// The volume's name.
-    pub volume: String,
-    /// Absolute; not `/`, nor below `/dev`, `/proc` or `/sys`.
-    pub path: String,
-}
-
-/// Storage that the containers of one instance share.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume {
-    pub name: String,
-    pub source: VolumeSource,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum VolumeSource {
-    /// `emptyDir` with medium `Memory`: empty at the instance's start, gone with it, counted as its memory. None: as
-    /// large as the memory of all containers.
-    Memory { size_limit: Option<Memory> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,106 +87,16 @@ impl Default for Resources {
     }
 }
 
-/// A probe of a container. Seconds, with the ranges of the Admin API: 240 at most for a startup probe, 3600 for others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Probe {
-    pub initial_delay: u32,
-    /// At least 1, not below `timeout`.
-    pub period: u32,
-    /// At least 1.
-    pub timeout: u32,
-    /// Failures in a row that make the probe failed. At least 1; of a startup probe `period * failures` at most 240.
-    pub failures: u32,
-    /// Successes in a row that make a failed readiness probe passed again; 1 for all others.
-    pub successes: NonZeroU32,
-    pub check: Check,
-}
-
-/// What a probe asks.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Check {
-    /// Something accepts a connection. Startup only.
-    Tcp { port: NonZeroU16 },
-    /// GET over HTTP/1.1 is answered with 200 to 399.
-    Http {
-        port: NonZeroU16,
-        path: String,
-        headers: Vec<Header>,
-    },
-    /// `grpc.health.v1.Health/Check` answers SERVING.
-    Grpc { port: NonZeroU16, service: String },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    pub name: String,
-    pub value: String,
-}
-
-impl Check {
-    pub fn port(&self) -> NonZeroU16 {
-        match self {
-            Self::Tcp { port } | Self::Http { port, .. } | Self::Grpc { port, .. } => *port,
-        }
-    }
-}
-
-impl Probe {
-    /// What Cloud Run stores when no startup probe was given.
-    pub fn implicit(port: NonZeroU16) -> Self {
-        Self {
-            initial_delay: 0,
-            period: 240,
-            timeout: 240,
-            failures: 1,
-            successes: NonZeroU32::MIN,
-            check: Check::Tcp { port },
-        }
-    }
-
-    /// How long a start may take before the probe has failed for good.
-    pub fn patience(&self) -> std::time::Duration {
-        let seconds = self.initial_delay + self.period.saturating_mul(self.failures);
-        std::time::Duration::from_secs(u64::from(seconds))
-    }
-
-    fn violations(&self, path: &str, found: &mut Vec<Violation>) {
-        let mut say = |field: &str, description: String| {
-            found.push(Violation::new(format!("{path}.{field}"), description));
-        };
-        if self.initial_delay > 240 {
-            say(
-                "initialDelaySeconds",
-                format!("{} is out of range: 0 to 240", self.initial_delay),
-            );
-        }
-        if !(1..=240).contains(&self.timeout) {
-            say("timeoutSeconds", format!("{} is out of range: 1 to 240", self.timeout));
-        }
-        if !(1..=240).contains(&self.period) {
-            say("periodSeconds", format!("{} is out of range: 1 to 240", self.period));
-        } else if self.period < self.timeout {
-            say(
-                "periodSeconds",
-                format!("{} is below timeoutSeconds {}", self.period, self.timeout),
-            );
-        }
-        if self.failures == 0 {
-            say("failureThreshold", "0 is out of range: at least 1".to_owned());
-        } else if self.period.saturating_mul(self.failures) > 240 {
-            say(
-                "failureThreshold",
-                format!(
-                    "{} times periodSeconds {} is more than 240 seconds",
-                    self.failures, self.period
-                ),
-            );
-        }
-    }
+/// What a container is in its instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// It takes the requests.
+    Ingress,
+    Sidecar,
 }
 
 /// Every rule that one container breaks by itself, with `path` in front of the fields.
-pub fn container_violations(container: &Container, path: &str) -> Vec<Violation> {
+pub(crate) fn container_violations(container: &Container, place: Place, path: &str) -> Vec<Violation> {
     let mut found = Vec::new();
     if container.image.is_empty() {
         found.push(Violation::new(format!("{path}.image"), "an image is required"));
@@ -217,7 +104,8 @@ pub fn container_violations(container: &Container, path: &str) -> Vec<Violation>
     for (index, variable) in container.env.iter().enumerate() {
         let field = format!("{path}.env[{index}].name");
         let name = variable.name.as_str();
-        if RESERVED_ENV.contains(&name) {
+        let own_port = name == "PORT" && place == Place::Sidecar;
+        if RESERVED_ENV.contains(&name) && !own_port {
             found.push(Violation::new(
                 field,
                 format!("{name} is reserved: Cloud Run sets it itself"),
@@ -259,8 +147,14 @@ pub fn container_violations(container: &Container, path: &str) -> Vec<Violation>
             format!("\"{dir}\" is not an absolute path"),
         ));
     }
-    if let Some(probe) = &container.startup_probe {
-        probe.violations(&format!("{path}.startupProbe"), &mut found);
+    for (probe, kind, field) in [
+        (&container.startup_probe, ProbeKind::Startup, "startupProbe"),
+        (&container.liveness_probe, ProbeKind::Liveness, "livenessProbe"),
+        (&container.readiness_probe, ProbeKind::Readiness, "readinessProbe"),
+    ] {
+        if let Some(probe) = probe {
+            probe.violations(kind, &format!("{path}.{field}"), &mut found);
+        }
     }
     found
 }
@@ -297,7 +191,7 @@ mod tests {
     use super::*;
 
     fn fields(container: &Container) -> Vec<String> {
-        container_violations(container, "c")
+        container_violations(container, Place::Ingress, "c")
             .into_iter()
             .map(|v| v.field)
             .collect()
@@ -350,8 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn the_implicit_probe_waits_four_minutes() {
-        let port = Port::default().number;
-        assert_eq!(Probe::implicit(port).patience().as_secs(), 240);
+    fn a_sidecar_may_set_its_own_port() {
+        let mut container = example();
+        container.env = ["PORT", "K_SERVICE"]
+            .map(|name| EnvVar {
+                name: name.to_owned(),
+                value: "8888".to_owned(),
+            })
+            .to_vec();
+        let found = container_violations(&container, Place::Sidecar, "c");
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].field, "c.env[1].name");
     }
 }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc, time::Duration
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CpuAllocation, EnvVar, Probe, ProbeKind, Probed, ProjectId, Reason, Revision, RevisionKey, Sandbox, Timestamp,
-    Volume, VolumeMount,
+    Container, CpuAllocation, EnvVar, Probe, ProbeKind, Probed, ProjectId, Reason, Revision, RevisionKey, Sandbox,
+    Timestamp, Volume, VolumeMount,
 };
 
 /// An instance's id: `i` and 24 hex digits, so that it is a legal container, cgroup and DNS name.
@@ -83,7 +83,7 @@ pub struct InstanceSpec {
 /// What one container of an instance needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerSpec {
-    /// Unique in the instance; empty only for an ingress container that is alone.
+    /// Unique in the instance.
     pub name: String,
     /// `sha256:...` of the image's manifest or index.
     pub image: String,
@@ -111,40 +111,34 @@ impl InstanceSpec {
     /// What an instance of `revision` needs. `image` is the digest of the ingress container's image.
     pub fn derive(id: InstanceId, revision: &Revision, image: String, project: &ProjectId) -> Self {
         let template = &revision.template;
-        let container = &template.container;
         let port = template.port.number;
-        let service = revision.key.service.name.as_str();
+        let service = &revision.key.service;
         let platform = [
-            ("PORT", port.to_string()),
-            ("K_SERVICE", service.to_owned()),
+            ("K_SERVICE", service.name.to_string()),
             ("K_REVISION", revision.key.name.to_string()),
-            ("K_CONFIGURATION", service.to_owned()),
-            ("HOMERUN_REGION", revision.key.service.region.to_string()),
+            ("K_CONFIGURATION", service.name.to_string()),
+            ("HOMERUN_REGION", service.region.to_string()),
             ("HOMERUN_PROJECT", project.to_string()),
         ];
-        let platform = platform.map(|(name, value)| EnvVar {
+        let variable = |(name, value): (&str, String)| EnvVar {
             name: name.to_owned(),
             value,
-        });
+        };
+        let platform = platform.map(variable);
+        let mut names = template.container_names(&service.name);
+        let own_name = names.remove(template.ingress_position());
+        let mut container = ContainerSpec::derive(&template.container, own_name, image, &platform);
+        container.env.push(variable(("PORT", port.to_string())));
+        container.startup_probe.get_or_insert_with(|| Probe::implicit(port));
+        let images = revision.sidecar_digests.iter().map(|pinned| bare_digest(pinned));
+        let sidecars = template.sidecars.iter().zip(names).zip(images);
         Self {
             id,
             of: revision.key.clone(),
-            container: ContainerSpec {
-                name: container.name.clone(),
-                image,
-                command: container.command.clone(),
-                args: container.args.clone(),
-                working_dir: container.working_dir.clone(),
-                env: container.env.iter().cloned().chain(platform).collect(),
-                cpu_millis: container.resources.cpu.millis(),
-                memory_bytes: container.resources.memory.bytes(),
-                startup_probe: Some(container.startup_probe.clone().unwrap_or_else(|| Probe::implicit(port))),
-                liveness_probe: container.liveness_probe.clone(),
-                readiness_probe: container.readiness_probe.clone(),
-                mounts: container.mounts.clone(),
-                depends_on: container.depends_on.clone(),
-            },
-            sidecars: Vec::new(),
+            container,
+            sidecars: sidecars
+                .map(|((sidecar, name), image)| ContainerSpec::derive(sidecar, name, image.to_owned(), &platform))
+                .collect(),
             port,
             volumes: template.volumes.clone(),
             startup_cpu_boost: template.startup_cpu_boost(),
@@ -172,6 +166,32 @@ impl InstanceSpec {
     pub fn memory_bytes(&self) -> u64 {
         self.containers().map(|container| container.memory_bytes).sum()
     }
+}
+
+impl ContainerSpec {
+    /// `platform` are the variables that every container of the instance gets.
+    fn derive(container: &Container, name: String, image: String, platform: &[EnvVar]) -> Self {
+        Self {
+            name,
+            image,
+            command: container.command.clone(),
+            args: container.args.clone(),
+            working_dir: container.working_dir.clone(),
+            env: container.env.iter().chain(platform).cloned().collect(),
+            cpu_millis: container.resources.cpu.millis(),
+            memory_bytes: container.resources.memory.bytes(),
+            startup_probe: container.startup_probe.clone(),
+            liveness_probe: container.liveness_probe.clone(),
+            readiness_probe: container.readiness_probe.clone(),
+            mounts: container.mounts.clone(),
+            depends_on: container.depends_on.clone(),
+        }
+    }
+}
+
+/// The digest of `repository@sha256:...`, or of a text that is one already.
+pub fn bare_digest(pinned: &str) -> &str {
+    pinned.rsplit_once('@').map_or(pinned, |(_, digest)| digest)
 }
 
 /// Every instance the engine knows: the whole, not deltas.

@@ -10,12 +10,15 @@
 
 mod condition;
 mod container;
+mod dependency;
 mod health;
 mod iam;
 mod instance;
 mod name;
+mod probe;
 mod quantity;
 mod record;
+mod resource;
 mod revision;
 mod route;
 mod service;
@@ -23,24 +26,23 @@ mod site;
 mod time;
 mod traffic;
 mod violation;
+mod volume;
 
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
-pub use container::{
-    Check, Container, EnvVar, Header, Port, Probe, Protocol, RESERVED_ENV, Resources, Volume, VolumeMount,
-    VolumeSource, container_violations,
-};
+pub use container::{Container, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
 pub use health::{ProbeKind, Probed};
 pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
 pub use instance::{
     Activity, ContainerSpec, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
-    Usage,
+    Usage, bare_digest,
 };
 pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, data_dir_id, url_hash};
+pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
 pub use record::{Entry, LogLine, RequestRecord, Severity, Stream};
 pub use revision::{
     Concurrency, CpuAllocation, Kpa, KpaMetric, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate,
-    Sandbox, Scaling, template_violations,
+    Sandbox, Scaling, implicit_name, template_violations,
 };
 pub use route::{Invoker, Route, RouteTable, RouteTarget, Weighted};
 pub use service::{Routed, RoutedTarget, Service, ServiceKey, ServiceScaling, latest_created, latest_ready};
@@ -48,3 +50,4 @@ pub use site::{Scheme, Site};
 pub use time::Timestamp;
 pub use traffic::{Percent, Target, Traffic, TrafficError, TrafficTarget, assign};
 pub use violation::Violation;
+pub use volume::{Volume, VolumeMount, VolumeSource, is_dns_label};

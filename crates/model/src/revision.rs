@@ -4,7 +4,14 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Container, Port, RevisionName, ServiceKey, Timestamp, Violation, Volume, container::container_violations};
+use crate::{
+    Check, Container, Cpu, Place, Port, Probe, Protocol, RevisionName, ServiceKey, ServiceName, Timestamp, Violation,
+    Volume,
+    container::container_violations,
+    dependency::dependency_violations,
+    resource::resource_violations,
+    volume::{mount_violations, volume_violations},
+};
 
 /// What the next revision will be. A changed template makes a new revision; everything in it is immutable there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,32 +205,106 @@ impl RevisionTemplate {
 
     /// Every container in the document's order.
     pub fn containers(&self) -> impl Iterator<Item = &Container> {
-        let (before, after) = self.sidecars.split_at(self.ingress_position.min(self.sidecars.len()));
+        let (before, after) = self.sidecars.split_at(self.ingress_position());
         before.iter().chain([&self.container]).chain(after)
     }
+
+    /// Where the ingress container stands among [`Self::containers`].
+    pub fn ingress_position(&self) -> usize {
+        self.ingress_position.min(self.sidecars.len())
+    }
+
+    /// The names of [`Self::containers`]: one that was given none is called after the service and its place.
+    pub fn container_names(&self, service: &ServiceName) -> Vec<String> {
+        self.containers()
+            .enumerate()
+            .map(|(index, container)| match container.name.as_str() {
+                "" => implicit_name(service, index),
+                name => name.to_owned(),
+            })
+            .collect()
+    }
+
+    /// Of all containers together, thousandths of a CPU.
+    pub fn cpu_millis(&self) -> u32 {
+        let millis = self.containers().map(|container| container.resources.cpu.millis());
+        millis.fold(0, u32::saturating_add)
+    }
+
+    /// Of all containers together.
+    pub fn memory_bytes(&self) -> u64 {
+        let bytes = self.containers().map(|container| container.resources.memory.bytes());
+        bytes.fold(0, u64::saturating_add)
+    }
+}
+
+/// Most containers of one instance (gcloud, `--container`).
+const MOST_CONTAINERS: usize = 10;
+
+/// The name of a container that was given none, by its place in the document from 0.
+pub fn implicit_name(service: &ServiceName, index: usize) -> String {
+    format!("{service}-{}", index + 1)
+}
+
+/// A container that speaks HTTP/2 alone cannot answer a probe, which comes over HTTP/1.1 (Cloud Run, "Use HTTP/2").
+fn h2c_violations(template: &RevisionTemplate, path: &str) -> Vec<Violation> {
+    let container = &template.container;
+    let probes = [
+        (&container.startup_probe, "startupProbe"),
+        (&container.liveness_probe, "livenessProbe"),
+        (&container.readiness_probe, "readinessProbe"),
+    ];
+    let to_port = |probe: &Probe| matches!(&probe.check, Check::Http { port, .. } if *port == template.port.number);
+    probes
+        .into_iter()
+        .filter(|(probe, _)| template.port.protocol == Protocol::H2c && probe.as_ref().is_some_and(to_port))
+        .map(|(_, field)| {
+            Violation::new(
+                format!(
+                    "{path}.spec.containers[{}].{field}.httpGet",
+                    template.ingress_position()
+                ),
+                "HTTP probes speak HTTP/1.1 and the port speaks HTTP/2 (h2c): use tcpSocket, grpc, or another port",
+            )
+        })
+        .collect()
 }
 
 /// Every rule that a template breaks, with `path` (such as `spec.template`) in front of the fields.
 ///
 /// Limits that depend on the execution environment apply only when the caller named one; unset takes the wider of both.
-pub fn template_violations(template: &RevisionTemplate, service: &crate::ServiceName, path: &str) -> Vec<Violation> {
-    let container_path = format!("{path}.spec.containers[0]");
-    let mut found = container_violations(&template.container, &container_path);
+pub fn template_violations(template: &RevisionTemplate, service: &ServiceName, path: &str) -> Vec<Violation> {
+    let mut found = Vec::new();
+    if template.sidecars.len() >= MOST_CONTAINERS {
+        found.push(Violation::new(
+            format!("{path}.spec.containers"),
+            format!(
+                "{} containers are too many: at most {MOST_CONTAINERS}",
+                template.sidecars.len() + 1
+            ),
+        ));
+    }
+    for (index, container) in template.containers().enumerate() {
+        let path = format!("{path}.spec.containers[{index}]");
+        let place = if index == template.ingress_position() {
+            Place::Ingress
+        } else {
+            Place::Sidecar
+        };
+        found.extend(container_violations(container, place, &path));
+        found.extend(mount_violations(
+            &container.mounts,
+            &template.volumes,
+            &format!("{path}.volumeMounts"),
+        ));
+    }
+    found.extend(h2c_violations(template, path));
+    found.extend(volume_violations(&template.volumes, &format!("{path}.spec.volumes")));
+    found.extend(dependency_violations(template, service, path));
+    found.extend(resource_violations(template, path));
     let mut say = |field: &str, description: String| {
         found.push(Violation::new(format!("{path}.{field}"), description));
     };
-    if let Some(probe) = &template.container.startup_probe
-        && probe.check.port() != template.port.number
-    {
-        say(
-            "spec.containers[0].startupProbe.tcpSocket.port",
-            format!(
-                "{} is not the container's port {}",
-                probe.check.port(),
-                template.port.number
-            ),
-        );
-    }
     if let Some(name) = &template.name
         && !name.belongs_to(service)
     {
@@ -257,10 +338,7 @@ pub fn template_violations(template: &RevisionTemplate, service: &crate::Service
             ),
         );
     }
-    for (broken, limit) in resource_rules(template) {
-        say(&format!("spec.containers[0].resources.limits.{broken}"), limit);
-    }
-    let cpu = template.container.resources.cpu.millis();
+    let cpu = template.cpu_millis();
     if cpu < 1000 {
         if template.concurrency != Concurrency::ONE {
             say(
@@ -268,7 +346,7 @@ pub fn template_violations(template: &RevisionTemplate, service: &crate::Service
                 format!(
                     "{} requires at least 1 CPU: with {} the concurrency must be 1",
                     template.concurrency.get(),
-                    template.container.resources.cpu
+                    Cpu::from_millis(cpu)
                 ),
             );
         }
@@ -277,85 +355,12 @@ pub fn template_violations(template: &RevisionTemplate, service: &crate::Service
                 "metadata.annotations[run.googleapis.com/cpu-throttling]",
                 format!(
                     "CPU can be always allocated only with at least 1 CPU, not {}",
-                    template.container.resources.cpu
+                    Cpu::from_millis(cpu)
                 ),
             );
         }
     }
     found
-}
-
-/// CPU and memory limits and how they bind each other (Cloud Run, "Configure CPU limits", "Configure memory limits").
-fn resource_rules(template: &RevisionTemplate) -> Vec<(&'static str, String)> {
-    const MIB: u64 = 1 << 20;
-    const GIB: u64 = 1 << 30;
-    let cpu = &template.container.resources.cpu;
-    let memory = &template.container.resources.memory;
-    let mut broken = Vec::new();
-    let millis = cpu.millis();
-    let gen2 = template.sandbox == Some(Sandbox::Gen2);
-    let smallest = if gen2 { 1000 } else { 80 };
-    if millis < smallest {
-        let whose = if gen2 {
-            " in the second generation execution environment"
-        } else {
-            ""
-        };
-        broken.push((
-            "cpu",
-            format!(
-                "{cpu} is too little: at least {}{whose}",
-                if gen2 { "1" } else { "0.08" }
-            ),
-        ));
-        return broken;
-    }
-    if millis > 1000 && ![2000, 4000, 6000, 8000].contains(&millis) {
-        broken.push(("cpu", format!("{cpu} is not allowed: 0.08 to 1, 2, 4, 6 or 8")));
-        return broken;
-    }
-    let floor = if gen2 { 512 * MIB } else { 128 * MIB };
-    let bytes = memory.bytes();
-    if bytes < floor {
-        let whose = if gen2 {
-            " in the second generation execution environment"
-        } else {
-            ""
-        };
-        broken.push((
-            "memory",
-            format!("{memory} is too little: at least {}Mi{whose}", floor / MIB),
-        ));
-    } else if bytes > 32 * GIB {
-        broken.push(("memory", format!("{memory} is too much: at most 32Gi")));
-    } else {
-        let most = match millis {
-            0..500 => 512 * MIB,
-            500..1000 => GIB,
-            1000 => 4 * GIB,
-            2000 => 8 * GIB,
-            4000 => 16 * GIB,
-            6000 => 24 * GIB,
-            _ => 32 * GIB,
-        };
-        let least = match millis {
-            4000 => 2 * GIB,
-            6000 | 8000 => 4 * GIB,
-            _ => 0,
-        };
-        if bytes > most {
-            broken.push((
-                "memory",
-                format!("{memory} is too much for {cpu} CPU: at most {}Mi", most / MIB),
-            ));
-        } else if bytes < least {
-            broken.push((
-                "memory",
-                format!("{memory} is too little for {cpu} CPU: at least {}Gi", least / GIB),
-            ));
-        }
-    }
-    broken
 }
 
 fn is_service_account(text: &str) -> bool {
@@ -403,6 +408,9 @@ pub struct Revision {
     /// E-mail of who deployed it.
     pub creator: String,
     pub template: RevisionTemplate,
+    /// `repository@sha256:...` of each sidecar's image, in the template's order; empty until they are resolved. The
+    /// ingress container's is part of `state`.
+    pub sidecar_digests: Vec<String>,
     pub state: RevisionState,
     /// When `state` was entered.
     pub since: Timestamp,
@@ -471,7 +479,7 @@ pub(crate) fn example() -> RevisionTemplate {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cpu, Memory, ServiceName};
+    use crate::{Cpu, ServiceName};
 
     fn broken(change: impl FnOnce(&mut RevisionTemplate)) -> Vec<String> {
         let mut template = example();
@@ -481,47 +489,6 @@ mod tests {
             .iter()
             .map(ToString::to_string)
             .collect()
-    }
-
-    fn sized(cpu: &str, memory: &str, sandbox: Option<Sandbox>) -> Vec<String> {
-        broken(|t| {
-            t.container.resources.cpu = Cpu::parse(cpu).expect(cpu);
-            t.container.resources.memory = Memory::parse(memory).expect(memory);
-            t.concurrency = Concurrency::default_for(t.container.resources.cpu.millis());
-            t.sandbox = sandbox;
-        })
-    }
-
-    #[test]
-    fn cpu_and_memory_bind_each_other() {
-        let gen2 = Some(Sandbox::Gen2);
-        for (cpu, memory, sandbox, wrong) in [
-            ("1", "256Mi", None, None),
-            ("1", "128Mi", None, None),
-            ("0.08", "512Mi", None, None),
-            ("1", "512Mi", gen2, None),
-            ("2", "8Gi", None, None),
-            ("8", "32Gi", None, None),
-            ("1", "64Mi", None, Some("at least 128Mi")),
-            ("1", "256Mi", gen2, Some("at least 512Mi in the second generation")),
-            ("0.5", "512Mi", gen2, Some("at least 1 in the second generation")),
-            ("0.07", "128Mi", None, Some("at least 0.08")),
-            ("3", "1Gi", None, Some("2, 4, 6 or 8")),
-            ("100", "1Gi", None, Some("2, 4, 6 or 8")),
-            ("1", "5Gi", None, Some("at most 4096Mi")),
-            ("0.1", "1Gi", None, Some("at most 512Mi")),
-            ("4", "1Gi", None, Some("at least 2Gi")),
-            ("8", "64Gi", None, Some("at most 32Gi")),
-        ] {
-            let found = sized(cpu, memory, sandbox);
-            match wrong {
-                None => assert!(found.is_empty(), "{cpu} {memory}: {found:?}"),
-                Some(text) => {
-                    assert_eq!(found.len(), 1, "{cpu} {memory}: {found:?}");
-                    assert!(found[0].contains(text), "{found:?}");
-                }
-            }
-        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ const STEPS: &[&str] = &[
     ) STRICT;
 ",
     STEP_2,
+    STEP_3,
 ];
 
 /// Version 2: several containers, probes of every kind, bounds of a whole service.
@@ -65,6 +66,11 @@ const STEP_2: &str = "
         '$.template.sidecars', json('[]'),
         '$.template.ingress_position', 0,
         '$.template.volumes', json('[]'));
+";
+
+/// Version 3: the digests of the sidecars' images.
+const STEP_3: &str = "
+    UPDATE revisions SET body = json_set(body, '$.sidecar_digests', json('[]'));
 ";
 
 /// Opens or makes the database and brings it to today's schema. Readable by its owner only; `SQLite` gives the files

@@ -17,11 +17,11 @@ use model::{Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceNam
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-/// What schema version 2 keeps, every field and every variant of it.
-const GOLDEN: &str = include_str!("golden/v2.json");
+/// What schema version 3 keeps, every field and every variant of it.
+const GOLDEN: &str = include_str!("golden/v3.json");
 
 /// The golden files of earlier versions.
-const EARLIER: [&str; 1] = [include_str!("golden/v1.json")];
+const EARLIER: [&str; 2] = [include_str!("golden/v1.json"), include_str!("golden/v2.json")];
 
 #[derive(Deserialize, Serialize)]
 struct Golden {
@@ -30,7 +30,7 @@ struct Golden {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(GOLDEN).expect("the stored form of version 2 is still read")
+    serde_json::from_str(GOLDEN).expect("the stored form of version 3 is still read")
 }
 
 fn service(name: &str) -> Service {
@@ -445,7 +445,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     let schema: i64 = database
         .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
         .expect("there");
-    assert_eq!(schema, 2, "a new version needs its own golden file");
+    assert_eq!(schema, 3, "a new version needs its own golden file");
     let bodies = |table: &str| -> Vec<serde_json::Value> {
         let mut rows = database
             .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
@@ -558,7 +558,7 @@ async fn a_damaged_database_is_refused_by_name() {
     );
     let error = at("UPDATE meta SET value = 99 WHERE name = 'schema'");
     let text = error.to_string();
-    assert!(text.contains("99") && text.contains("up to 2"), "{text}");
+    assert!(text.contains("99") && text.contains("up to 3"), "{text}");
     let error = at("PRAGMA application_id = 7");
     assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
 }

@@ -183,6 +183,12 @@ impl Setting {
                     created: service.updated,
                     creator: service.modifier.clone(),
                     template: service.template.clone(),
+                    sidecar_digests: service
+                        .template
+                        .sidecars
+                        .iter()
+                        .map(|sidecar| format!("{}@sha256:11", sidecar.image))
+                        .collect(),
                     state,
                     since: at,
                 });

@@ -234,6 +234,7 @@ impl Stage {
                 created: zero,
                 creator: String::new(),
                 template: template.clone(),
+                sidecar_digests: Vec::new(),
                 state: RevisionState::Ready { digest: "d".to_owned() },
                 since: zero,
             })

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use model::{Revision, Sandbox, Service, Site, revision_conditions};
+use model::{Revision, Sandbox, Service, ServiceName, Site, revision_conditions};
 use serde_json::{Value, json};
 
-use crate::run::v1::{SERVING, annotation, conditions, configuration, container, metadata, opaque, rfc3339, template};
+use crate::run::v1::{SERVING, annotation, conditions, configuration, metadata, opaque, rfc3339, template};
 
 /// The template's labels with those by which revisions are found.
 pub(crate) fn labels(revision: &Revision, service: &Service) -> BTreeMap<String, String> {
@@ -27,6 +27,19 @@ pub(crate) fn labels(revision: &Revision, service: &Service) -> BTreeMap<String,
     labels
 }
 
+/// The digest of each container's image, in the document's order. `ingress` is that of the ingress container.
+fn container_statuses(revision: &Revision, service: &ServiceName, ingress: &str) -> Value {
+    let template = &revision.template;
+    let names = template.container_names(service);
+    let mut digests: Vec<&str> = revision.sidecar_digests.iter().map(String::as_str).collect();
+    digests.insert(template.ingress_position().min(digests.len()), ingress);
+    names
+        .into_iter()
+        .zip(digests)
+        .map(|(name, digest)| json!({ "name": name, "imageDigest": digest }))
+        .collect()
+}
+
 pub(crate) fn encode(revision: &Revision, service: &Service, site: &Site) -> Value {
     let mut annotations = annotation::shown(&revision.template);
     annotations.insert("serving.knative.dev/creator".to_owned(), revision.creator.clone());
@@ -40,8 +53,7 @@ pub(crate) fn encode(revision: &Revision, service: &Service, site: &Site) -> Val
     });
     if let Some(digest) = revision.state.digest() {
         status["imageDigest"] = digest.into();
-        let container = container::shown_name(&revision.template.container, &service.key.name);
-        status["containerStatuses"] = json!([{ "name": container, "imageDigest": digest }]);
+        status["containerStatuses"] = container_statuses(revision, &service.key.name, digest);
     }
     let name = &revision.key.name;
     let project = &site.project;
