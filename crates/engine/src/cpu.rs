@@ -28,6 +28,8 @@ struct State {
     freezer: Option<Freezer>,
     frozen: bool,
     busy: bool,
+    /// How many probes are being asked: it runs for them, but its idle time goes on.
+    held: u32,
     idle_since: Instant,
     /// Somewhere in the queue of [`Linger`].
     queued: bool,
@@ -48,6 +50,7 @@ impl Cpu {
                 freezer: None,
                 frozen: false,
                 busy: false,
+                held: 0,
                 idle_since: now,
                 queued: false,
             }),
@@ -78,6 +81,14 @@ impl Cpu {
         !self.lock().busy
     }
 
+    /// Lets it run while the guard lives, for a probe.
+    pub(crate) fn hold<'a>(&'a self, id: &'a InstanceId) -> Hold<'a> {
+        let mut state = self.lock();
+        state.held += 1;
+        state.thaw(id);
+        Hold { cpu: self, id }
+    }
+
     fn busy(&self, id: &InstanceId) {
         let mut state = self.lock();
         state.busy = true;
@@ -99,20 +110,44 @@ impl Cpu {
             return Lingered::Until(due);
         }
         state.queued = false;
-        if !state.busy
-            && !state.frozen
-            && let Some(freezer) = &state.freezer
-        {
-            match freezer.freeze(true) {
-                Ok(()) => state.frozen = true,
-                Err(error) => tracing::error!(%id, %error, "cannot freeze an idle instance"),
-            }
-        }
+        state.freeze(id);
         Lingered::Done
     }
 }
 
+/// Ends with the probe; see [`Cpu::hold`].
+#[derive(Debug)]
+pub(crate) struct Hold<'a> {
+    cpu: &'a Cpu,
+    id: &'a InstanceId,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut state = self.cpu.lock();
+        state.held -= 1;
+        // One that lingers is frozen when that is over.
+        if !state.queued {
+            state.freeze(self.id);
+        }
+    }
+}
+
 impl State {
+    /// Unless something lets it run.
+    fn freeze(&mut self, id: &InstanceId) {
+        if !self.busy
+            && self.held == 0
+            && !self.frozen
+            && let Some(freezer) = &self.freezer
+        {
+            match freezer.freeze(true) {
+                Ok(()) => self.frozen = true,
+                Err(error) => tracing::error!(%id, %error, "cannot freeze an idle instance"),
+            }
+        }
+    }
+
     fn thaw(&mut self, id: &InstanceId) {
         if self.frozen
             && let Some(freezer) = &self.freezer

@@ -132,7 +132,7 @@ fn never_executed(cause: ExitCause, last_lines: &[String]) -> ExitCause {
 }
 
 /// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -246,8 +246,11 @@ impl Life {
         if let Some(cause) = self.parked(running, &alarm).await {
             return cause;
         }
-        let listening = probe::until_listening(&engine.home, &running.network, &startup_probe);
-        let mut listening = std::pin::pin!(listening);
+        let released = Instant::now();
+        let started = probe::until_started(&engine, spec, &spec.container, &startup_probe, &running.network);
+        let mut started = std::pin::pin!(started);
+        let unhealthy = probe::watch(Arc::clone(&engine), Arc::clone(&entry), released);
+        let mut unhealthy = std::pin::pin!(unhealthy);
         let mut boosted = spec.startup_cpu_boost;
         let boost_end = sleep_until(Instant::now() + Duration::from_secs(1 << 30));
         let mut boost_end = std::pin::pin!(boost_end);
@@ -265,7 +268,7 @@ impl Life {
                 grace = asked_to_stop(&mut stop) => {
                     return self.stop(running, grace).await;
                 }
-                heard = &mut listening, if !self.ready => match heard {
+                started = &mut started, if !self.ready => match started {
                     Ok(()) => {
                         self.ready = true;
                         boost_end.as_mut().reset(Instant::now() + BOOST);
@@ -277,18 +280,18 @@ impl Life {
                             }
                         }
                     }
-                    Err(heard) => {
+                    Err(cause) => {
                         self.kill().await;
                         if running.kills.count() > 0 {
                             return self.out_of_memory();
                         }
-                        return ExitCause::NotListening {
-                            port: spec.port.get(),
-                            seconds: startup_probe.patience().as_secs(),
-                            loopback_only: heard.loopback_only,
-                        };
+                        return cause;
                     }
                 },
+                cause = &mut unhealthy, if self.ready => {
+                    self.kill().await;
+                    return cause;
+                }
                 () = &mut boost_end, if boosted && self.ready => {
                     boosted = false;
                     if let Err(error) = entry.groups.set_cpu(Some(spec.cpu_millis())) {

@@ -19,6 +19,8 @@ mod limits;
 mod output;
 #[path = "engine/parked.rs"]
 mod parked;
+#[path = "engine/probes.rs"]
+mod probes;
 #[path = "engine/serving.rs"]
 mod serving;
 #[path = "engine/usage.rs"]

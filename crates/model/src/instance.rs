@@ -261,10 +261,18 @@ pub enum ExitCause {
         seconds: u64,
         loopback_only: bool,
     },
-    /// A startup probe that was asked for failed for good.
-    StartupProbeFailed { probe: Probed, failures: u32 },
-    /// A liveness probe failed as often in a row as its threshold says.
-    Unhealthy { probe: Probed, failures: u32 },
+    /// A startup probe that was asked for failed for good. `why` is a sentence about its last failure.
+    StartupProbeFailed {
+        probe: Box<Probed>,
+        failures: u32,
+        why: String,
+    },
+    /// A liveness probe failed as often in a row as its threshold says. `why` is a sentence about its last failure.
+    Unhealthy {
+        probe: Box<Probed>,
+        failures: u32,
+        why: String,
+    },
     /// The process could not be started at all: what the runtime said.
     NotStarted(String),
     /// We stopped it.
@@ -298,14 +306,14 @@ impl Exit {
                     "The user-provided container failed to start and listen on the port defined provided by the PORT={port} environment variable within {seconds} seconds.{why}"
                 )
             }
-            ExitCause::StartupProbeFailed { probe, failures } | ExitCause::Unhealthy { probe, failures } => {
+            ExitCause::StartupProbeFailed { probe, failures, why } | ExitCause::Unhealthy { probe, failures, why } => {
                 let check = match probe.kind {
                     ProbeKind::Startup => "startup",
                     ProbeKind::Liveness => "liveness",
                     ProbeKind::Readiness => "readiness",
                 };
                 format!(
-                    "The user-provided container failed the configured {check} probe checks. {}",
+                    "The user-provided container failed the configured {check} probe checks. {} {why}",
                     probe.failed(*failures)
                 )
             }

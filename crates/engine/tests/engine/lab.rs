@@ -34,6 +34,7 @@ pub(crate) struct Lab {
     pub(crate) engine: Arc<Engine>,
     pub(crate) observed: watch::Receiver<Arc<Observed>>,
     pub(crate) lines: mpsc::Receiver<LogLine>,
+    passed_over: Vec<LogLine>,
     pub(crate) id8: String,
     pub(crate) image: String,
     data: tempfile::TempDir,
@@ -217,6 +218,7 @@ impl Lab {
             observed: engine.observe(),
             engine: Arc::new(engine),
             lines,
+            passed_over: Vec::new(),
             id8,
             image,
             data,
@@ -305,6 +307,23 @@ impl Lab {
         tokio::time::timeout(PATIENCE, search).await.expect("the line in time")
     }
 
+    /// As [`Lab::line`], for lines that come in any order: those that were passed over are looked at again.
+    pub(crate) async fn kept_line(&mut self, right: impl Fn(&LogLine) -> bool) -> LogLine {
+        if let Some(at) = self.passed_over.iter().position(&right) {
+            return self.passed_over.remove(at);
+        }
+        let search = async {
+            loop {
+                let line = self.lines.recv().await.expect("the log is open");
+                if right(&line) {
+                    return line;
+                }
+                self.passed_over.push(line);
+            }
+        };
+        tokio::time::timeout(PATIENCE, search).await.expect("the line in time")
+    }
+
     /// Shuts down and proves that nothing is left.
     pub(crate) async fn close(self) {
         self.engine.shutdown(Duration::from_secs(2)).await;
@@ -371,6 +390,41 @@ pub(crate) fn spec(image: &str, arguments: &[&str]) -> InstanceSpec {
         cpu_allocation: CpuAllocation::Instance,
         sandbox: Sandbox::Gen2,
     }
+}
+
+/// Runs `work` on a thread of its own in the network of an instance, as soon as that has a process.
+pub(crate) async fn inside_network<T: Send + 'static>(id: &InstanceId, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let process = async {
+        loop {
+            if let Some(process) = process_of(id) {
+                return process;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let process = tokio::time::timeout(PATIENCE, process)
+        .await
+        .expect("a process in time");
+    let network = fs::File::open(process.join("ns/net")).expect("its network");
+    let thread = std::thread::spawn(move || {
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), kind).expect("moved");
+        work()
+    });
+    tokio::task::spawn_blocking(move || thread.join().expect("no panic"))
+        .await
+        .expect("no panic")
+}
+
+/// The folder in `/proc` of the guest of an instance.
+fn process_of(id: &InstanceId) -> Option<PathBuf> {
+    let processes = fs::read_dir("/proc").expect("proc").flatten();
+    let mut paths = processes.map(|process| process.path());
+    paths.find(|path| {
+        let groups = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+        let program = fs::read_link(path.join("exe")).unwrap_or_default();
+        groups.contains(id.as_str()) && program.ends_with("guest")
+    })
 }
 
 pub(crate) fn words(text: &str) -> BTreeSet<&str> {

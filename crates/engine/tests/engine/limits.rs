@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{ExitCause, Fate, Stream};
+use model::{ExitCause, Fate, Severity, Stream};
 
 use crate::lab::Lab;
 
@@ -69,7 +69,9 @@ async fn the_first_kill_for_memory_ends_the_whole_instance() {
     assert_eq!(exit.cause, ExitCause::OutOfMemory { limit_bytes });
     assert!(exit.was_ready);
     assert_eq!(lab.engine.fate(&id), Fate::OutOfMemory { limit_bytes });
-    let line = lab.line(|line| line.stream == Stream::System).await;
+    let line = lab
+        .line(|line| line.stream == Stream::System && line.severity == Severity::Error)
+        .await;
     assert_eq!(line.text, "Memory limit of 128 MiB exceeded with 128 MiB used.");
     assert_eq!(line.instance, id);
     lab.close().await;

@@ -20,6 +20,10 @@ unsafe extern "C" {
 }
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
+/// The status of `/healthz`; 0 is no answer at all.
+static HEALTH: AtomicU64 = AtomicU64::new(200);
+/// How often `/healthz` was asked.
+static ASKED: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn say_bye(_: i32) {
     // Both are safe inside a signal handler.
@@ -52,6 +56,16 @@ fn main() {
         ["loopback"] => serve(TcpListener::bind(("127.0.0.1", port())).unwrap()),
         ["late", millis] => {
             thread::sleep(Duration::from_millis(millis.parse().unwrap()));
+            serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
+        }
+        ["sick", millis] => {
+            // Unhealthy for so long.
+            let millis = millis.parse().unwrap();
+            HEALTH.store(503, Ordering::SeqCst);
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(millis));
+                HEALTH.store(200, Ordering::SeqCst);
+            });
             serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
         }
         ["polite"] => {
@@ -102,10 +116,18 @@ fn serve(listener: TcpListener) {
             }
             let head = String::from_utf8_lossy(&head).into_owned();
             let path = head.split(' ').nth(1).unwrap_or("/").to_owned();
-            let body = answer(&path);
+            let (status, body) = if path == "/healthz" {
+                ASKED.fetch_add(1, Ordering::SeqCst);
+                (HEALTH.load(Ordering::SeqCst), String::new())
+            } else {
+                (200, answer(&path))
+            };
+            if status == 0 {
+                thread::sleep(Duration::from_secs(3600));
+            }
             let _ = write!(
                 stream,
-                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
                 body.len()
             );
         });
@@ -148,6 +170,15 @@ fn answer(path: &str) -> String {
             all.collect::<Vec<_>>().join("\n")
         }
         "dump" => dump::all(),
+        "health" => {
+            HEALTH.store(rest.parse().unwrap(), Ordering::SeqCst);
+            "set".to_owned()
+        }
+        "asked" => ASKED.load(Ordering::SeqCst).to_string(),
+        "wait" => {
+            thread::sleep(Duration::from_millis(rest.parse().unwrap()));
+            "waited".to_owned()
+        }
         "count" => COUNT.load(Ordering::Relaxed).to_string(),
         "say" => {
             println!("{rest}");
