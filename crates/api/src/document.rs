@@ -68,6 +68,11 @@ impl Findings {
         self.0.borrow_mut().push(Violation::new(field, description));
     }
 
+    /// Whether something below the path was found wrong.
+    pub(crate) fn any_under(&self, path: &str) -> bool {
+        self.0.borrow().iter().any(|found| found.field.starts_with(path))
+    }
+
     pub(crate) fn into_violations(self) -> Vec<Violation> {
         self.0.into_inner()
     }

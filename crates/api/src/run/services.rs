@@ -213,7 +213,7 @@ fn created(snapshot: &Snapshot, write: Write, uid: String) -> Result<Service, Er
         labels: asked.labels,
         annotations: asked.annotations,
         template,
-        scaling: model::ServiceScaling::default(),
+        scaling: asked.scaling,
         traffic,
         policy: Policy::default(),
         routed: Routed::default(),
@@ -249,6 +249,7 @@ fn replaced(snapshot: &Snapshot, write: Write) -> Result<Service, Error> {
     after.modifier = write.caller;
     after.labels = write.asked.labels;
     after.annotations = write.asked.annotations;
+    after.scaling = write.asked.scaling;
     after.template = template;
     after.traffic = traffic;
     Ok(after)
@@ -291,8 +292,7 @@ fn follows(found: &Violation, unreadable: &[String]) -> bool {
         || found.field.ends_with(".containerConcurrency")
         || found.field.ends_with("[run.googleapis.com/cpu-throttling]");
     unreadable.contains(&found.field)
-        || (found.field.ends_with(".containers[0].image")
-            && unreadable.iter().any(|field| field.ends_with(".spec.containers")))
+        || (found.field.ends_with("].image") && unreadable.iter().any(|field| field.ends_with(".spec.containers")))
         || (limits
             && unreadable
                 .iter()

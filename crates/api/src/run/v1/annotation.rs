@@ -2,18 +2,18 @@
 //!
 //! | place | becomes a field | kept word for word | known, not served: refused |
 //! |---|---|---|---|
-//! | service | `ingress` (only `all`) | [`KEPT`] | [`UNSERVED_SERVICE`] |
-//! | template | scale bounds, `cpu-throttling`, `startup-cpu-boost`, `execution-environment` (only gen2) | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
+//! | service | `ingress` (only `all`), scale bounds and mode | [`KEPT`] | [`UNSERVED_SERVICE`] |
+//! | template | scale bounds, Knative's scaling, `cpu-throttling`, `startup-cpu-boost`, `execution-environment` (only gen2), `sessionAffinity`, `container-dependencies` | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
 //!
 //! Every other key under `run.googleapis.com/` and `autoscaling.knative.dev/` is refused; keys of anybody else are kept.
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
-use model::{CpuAllocation, RevisionTemplate, Sandbox, Scaling};
+use model::{CpuAllocation, Kpa, RevisionTemplate, Sandbox, Scaling, ServiceName, ServiceScaling};
 
 use crate::{
     document::{Object, short},
-    run::v1::metadata::check_annotations,
+    run::v1::{kpa, metadata::check_annotations},
 };
 
 const RUN: &str = "run.googleapis.com/";
@@ -24,10 +24,6 @@ const KEPT: &[&str] = &["client-name", "client-version", "build-", "launch-stage
 
 /// Known under `run.googleapis.com/` at the service, not served.
 const UNSERVED_SERVICE: &[&str] = &[
-    "minScale",
-    "maxScale",
-    "scalingMode",
-    "manualInstanceCount",
     "default-url-disabled",
     "invoker-iam-disabled",
     "custom-audiences",
@@ -40,9 +36,7 @@ const UNSERVED_SERVICE: &[&str] = &[
 
 /// Known under `run.googleapis.com/` at the template, not served.
 const UNSERVED_TEMPLATE: &[&str] = &[
-    "sessionAffinity",
     "cloudsql-instances",
-    "container-dependencies",
     "encryption-key",
     "encryption-key-shutdown-hours",
     "post-key-revocation-action-type",
@@ -131,16 +125,59 @@ fn sift(
     kept
 }
 
-/// Takes a service's annotations: returns those that are kept.
-pub(crate) fn of_service(metadata: &mut Object<'_>) -> BTreeMap<String, String> {
+/// A number of instances, noted when it is out of range.
+fn count(metadata: &Object<'_>, field: &str, value: &str, least: u32) -> Option<u32> {
+    match value.parse::<u32>() {
+        Ok(count) if count >= least && count <= Scaling::HIGHEST_MAX => Some(count),
+        _ => {
+            metadata.say(
+                field,
+                format!(
+                    "\"{}\" is out of range: {least} to {}",
+                    short(value),
+                    Scaling::HIGHEST_MAX
+                ),
+            );
+            None
+        }
+    }
+}
+
+/// Takes a service's annotations: returns those that are kept, and the bounds that others say.
+pub(crate) fn of_service(metadata: &mut Object<'_>) -> (BTreeMap<String, String>, ServiceScaling) {
+    let mut scaling = ServiceScaling::default();
+    let mut manual = false;
     let mut kept = sift(metadata, UNSERVED_SERVICE, |metadata, space, name, value| {
         if OWNED_SERVICE.contains(&format!("{space}{name}").as_str()) {
             return true;
         }
-        if space != RUN || name != "ingress" {
-            return false;
+        let field = format!("annotations[{space}{name}]");
+        match (space, name) {
+            (RUN, "ingress") => {}
+            // An empty one says nothing.
+            (RUN, "minScale" | "maxScale" | "scalingMode" | "manualInstanceCount") if value.is_empty() => return true,
+            (RUN, "minScale") => {
+                scaling.min = count(metadata, &field, value, 0).unwrap_or_default();
+                return true;
+            }
+            (RUN, "maxScale") => {
+                scaling.max = count(metadata, &field, value, 1).and_then(NonZeroU32::new);
+                return true;
+            }
+            (RUN, "manualInstanceCount") => {
+                scaling.manual = count(metadata, &field, value, 0);
+                return true;
+            }
+            (RUN, "scalingMode") => {
+                manual = value == "manual";
+                if !manual && value != "automatic" {
+                    metadata.say(&field, format!("\"{}\" is neither automatic nor manual", short(value)));
+                }
+                return true;
+            }
+            _ => return false,
         }
-        let field = "annotations[run.googleapis.com/ingress]";
+        let field = field.as_str();
         match value {
             "" | "all" => {}
             "internal" | "internal-and-cloud-load-balancing" | "none" => {
@@ -160,7 +197,42 @@ pub(crate) fn of_service(metadata: &mut Object<'_>) -> BTreeMap<String, String> 
         true
     });
     kept.retain(|key, _| !OWNED_SERVICE.contains(&key.as_str()));
-    kept
+    let counted = scaling.manual.is_some();
+    if manual != counted && !metadata.findings().any_under(&metadata.path("annotations")) {
+        let (field, why) = if manual {
+            ("manualInstanceCount", "is required when scalingMode is manual")
+        } else {
+            ("manualInstanceCount", "counts only when scalingMode is manual")
+        };
+        metadata.say(&format!("annotations[{RUN}{field}]"), why);
+    }
+    if let Some(max) = scaling.max
+        && scaling.min > max.get()
+    {
+        metadata.say(
+            &format!("annotations[{RUN}minScale]"),
+            format!("{} is more than the maximum of {max} instances", scaling.min),
+        );
+    }
+    (kept, scaling)
+}
+
+/// The bounds of a service as annotations.
+pub(crate) fn put_scaling(scaling: &ServiceScaling, shown: &mut BTreeMap<String, String>) {
+    let ServiceScaling { min, max, manual } = scaling;
+    let mut put = |key: &str, value: String| {
+        shown.insert(format!("{RUN}{key}"), value);
+    };
+    if *min > 0 {
+        put("minScale", min.to_string());
+    }
+    if let Some(max) = max {
+        put("maxScale", max.to_string());
+    }
+    if let Some(count) = manual {
+        put("scalingMode", "manual".to_owned());
+        put("manualInstanceCount", count.to_string());
+    }
 }
 
 /// What a template's annotations mean.
@@ -171,27 +243,19 @@ pub(crate) struct Meaning {
     pub(crate) cpu_allocation: Option<CpuAllocation>,
     pub(crate) sandbox: Option<Sandbox>,
     pub(crate) startup_cpu_boost: Option<bool>,
+    pub(crate) session_affinity: Option<bool>,
+    pub(crate) kpa: Option<Kpa>,
+    /// Which container is started after which others.
+    pub(crate) dependencies: BTreeMap<String, Vec<String>>,
 }
 
 /// Takes a template's annotations.
 pub(crate) fn of_template(metadata: &mut Object<'_>) -> Meaning {
     let mut meant = Meaning::default();
+    let mut knative = kpa::Given::default();
     let kept = sift(metadata, UNSERVED_TEMPLATE, |metadata, space, name, value| {
         let field = format!("annotations[{space}{name}]");
-        let count = |least: u32| match value.parse::<u32>() {
-            Ok(count) if count >= least && count <= Scaling::HIGHEST_MAX => Some(count),
-            _ => {
-                metadata.say(
-                    &field,
-                    format!(
-                        "\"{}\" is out of range: {least} to {}",
-                        short(value),
-                        Scaling::HIGHEST_MAX
-                    ),
-                );
-                None
-            }
-        };
+        let count = |least: u32| count(metadata, &field, value, least);
         let flag = || {
             let read = boolean(value);
             if read.is_none() {
@@ -220,6 +284,16 @@ pub(crate) fn of_template(metadata: &mut Object<'_>) -> Meaning {
                 });
             }
             (RUN, "startup-cpu-boost") => meant.startup_cpu_boost = flag(),
+            (RUN, "sessionAffinity") => meant.session_affinity = flag(),
+            (RUN, "container-dependencies") if value.is_empty() => {}
+            (RUN, "container-dependencies") => match serde_json::from_str(value) {
+                Ok(dependencies) => meant.dependencies = dependencies,
+                Err(_) => metadata.say(
+                    &field,
+                    "is no JSON object of lists of names, such as {\"app\":[\"proxy\"]}",
+                ),
+            },
+            (SCALE, _) => return knative.take(metadata, name, value),
             (RUN, "execution-environment") => match value {
                 "" => {}
                 "gen2" => meant.sandbox = Some(Sandbox::Gen2),
@@ -230,11 +304,12 @@ pub(crate) fn of_template(metadata: &mut Object<'_>) -> Meaning {
         }
         true
     });
+    meant.kpa = knative.read(metadata);
     Meaning { kept, ..meant }
 }
 
 /// A template's annotations as they are shown.
-pub(crate) fn shown(template: &RevisionTemplate) -> BTreeMap<String, String> {
+pub(crate) fn shown(template: &RevisionTemplate, service: &ServiceName) -> BTreeMap<String, String> {
     let mut shown = template.annotations.clone();
     let mut put = |key: &str, value: String| {
         shown.insert(key.to_owned(), value);
@@ -258,6 +333,24 @@ pub(crate) fn shown(template: &RevisionTemplate) -> BTreeMap<String, String> {
     }
     if let Some(boost) = template.startup_cpu_boost {
         put("run.googleapis.com/startup-cpu-boost", boost.to_string());
+    }
+    if let Some(affinity) = template.session_affinity {
+        put("run.googleapis.com/sessionAffinity", affinity.to_string());
+    }
+    let dependencies: serde_json::Map<String, serde_json::Value> = template
+        .containers()
+        .zip(template.container_names(service))
+        .filter(|(container, _)| !container.depends_on.is_empty())
+        .map(|(container, name)| (name, container.depends_on.clone().into()))
+        .collect();
+    if !dependencies.is_empty() {
+        put(
+            "run.googleapis.com/container-dependencies",
+            serde_json::Value::Object(dependencies).to_string(),
+        );
+    }
+    for (key, value) in template.kpa.iter().flat_map(kpa::annotations) {
+        put(&format!("{SCALE}{key}"), value);
     }
     shown
 }

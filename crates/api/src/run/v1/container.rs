@@ -1,20 +1,21 @@
-//! The one container of a template.
+//! A container of a template.
 
 use std::num::NonZeroU16;
 
-use model::{Check, Container, Cpu, EnvVar, Memory, Port, Probe, Protocol, Resources, ServiceName};
+use model::{
+    Container, Cpu, EnvVar, Memory, Port, Probe, ProbeKind, Protocol, Resources, ServiceName, implicit_name,
+    is_dns_label,
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
     document::{Object, short},
     error::told,
+    run::v1::{probe, volume},
 };
 
 /// Fields of a container that exist and are not served.
 const UNSERVED: &[&str] = &[
-    "livenessProbe",
-    "readinessProbe",
-    "volumeMounts",
     "volumeDevices",
     "envFrom",
     "imagePullPolicy",
@@ -50,31 +51,18 @@ pub(crate) fn unread() -> Container {
     }
 }
 
-/// The name shown of a container that was given none.
-pub(crate) fn shown_name(container: &Container, service: &ServiceName) -> String {
-    if container.name.is_empty() {
-        implicit_name(service)
-    } else {
-        container.name.clone()
-    }
+/// A container, with the port when the document gives it one.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) container: Container,
+    pub(crate) port: Option<Port>,
 }
 
-fn implicit_name(service: &ServiceName) -> String {
-    format!("{service}-1")
-}
-
-/// A DNS label (RFC 1123), as a container's name must be.
-fn is_name(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    text.len() <= 63
-        && text.bytes().next().is_some_and(plain)
-        && text.bytes().last().is_some_and(plain)
-        && text.bytes().all(|b| plain(b) || b == b'-')
-}
-
-pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> (Container, Port) {
+/// Reads the container at `index`. `alone`: it is the only one, and takes requests without saying so. `service` is None
+/// when the document names none that can be read.
+pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, index: usize, alone: bool) -> Read {
     let mut name = given.text("name").unwrap_or_default();
-    if !name.is_empty() && !is_name(&name) {
+    if !name.is_empty() && !is_dns_label(&name) {
         given.say(
             "name",
             format!(
@@ -83,7 +71,7 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> (C
             ),
         );
     }
-    if service.is_some_and(|service| implicit_name(service) == name) {
+    if service.is_some_and(|service| implicit_name(service, index) == name) {
         name.clear();
     }
     let image = given.text("image").unwrap_or_default();
@@ -92,8 +80,17 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> (C
     {
         given.say("image", told(&error));
     }
-    let port = port(&mut given);
-    let startup_probe = startup_probe(&mut given, port.number);
+    let mut port = port(&mut given);
+    if alone {
+        port.get_or_insert_default();
+    }
+    let own = port.map(|port| port.number);
+    let mut probe = |field, kind| probe::decode(&mut given, field, kind, own);
+    let startup_probe = probe("startupProbe", ProbeKind::Startup);
+    let liveness_probe = probe("livenessProbe", ProbeKind::Liveness);
+    let readiness_probe = probe("readinessProbe", ProbeKind::Readiness);
+    // A startup probe that says what goes without saying is none.
+    let startup_probe = startup_probe.filter(|probe| own.is_none_or(|own| *probe != Probe::implicit(own)));
     let container = Container {
         name,
         image,
@@ -103,14 +100,14 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>) -> (C
         env: env(&mut given),
         resources: resources(&mut given),
         startup_probe,
-        liveness_probe: None,
-        readiness_probe: None,
-        mounts: Vec::new(),
+        liveness_probe,
+        readiness_probe,
+        mounts: volume::decode_mounts(&mut given),
         depends_on: Vec::new(),
     };
     given.unserved(UNSERVED);
     given.finish();
-    (container, port)
+    Read { container, port }
 }
 
 fn env(given: &mut Object<'_>) -> Vec<EnvVar> {
@@ -127,7 +124,8 @@ fn env(given: &mut Object<'_>) -> Vec<EnvVar> {
         .collect()
 }
 
-fn port(given: &mut Object<'_>) -> Port {
+/// None when the document gives no port.
+fn port(given: &mut Object<'_>) -> Option<Port> {
     let mut ports = given.objects("ports");
     if ports.len() > 1 {
         given.say(
@@ -135,9 +133,7 @@ fn port(given: &mut Object<'_>) -> Port {
             format!("{} ports are too many: a container listens on one", ports.len()),
         );
     }
-    let Some(mut first) = (!ports.is_empty()).then(|| ports.swap_remove(0)) else {
-        return Port::default();
-    };
+    let mut first = (!ports.is_empty()).then(|| ports.swap_remove(0))?;
     let mut port = Port::default();
     if let Some(number) = first.integer("containerPort") {
         match u16::try_from(number).ok().and_then(NonZeroU16::new) {
@@ -155,7 +151,7 @@ fn port(given: &mut Object<'_>) -> Port {
     }
     first.unserved(&["hostPort", "hostIP"]);
     first.finish();
-    port
+    Some(port)
 }
 
 fn resources(given: &mut Object<'_>) -> Resources {
@@ -181,56 +177,13 @@ fn resources(given: &mut Object<'_>) -> Resources {
     read
 }
 
-/// A startup probe; one that says what goes without saying is none.
-fn startup_probe(given: &mut Object<'_>, port: NonZeroU16) -> Option<Probe> {
-    let mut probe = given.object("startupProbe");
-    if probe.is_empty() {
-        return None;
-    }
-    let mut seconds = |field: &str, default: u32| match probe.integer(field) {
-        None => default,
-        Some(number) => u32::try_from(number).unwrap_or_else(|_| {
-            probe.say(field, format!("{number} is out of range: 0 to {}", u32::MAX));
-            default
-        }),
-    };
-    let mut read = Probe {
-        initial_delay: seconds("initialDelaySeconds", 0),
-        period: seconds("periodSeconds", 10),
-        timeout: seconds("timeoutSeconds", 1),
-        failures: seconds("failureThreshold", 3),
-        successes: std::num::NonZeroU32::MIN,
-        check: Check::Tcp { port },
-    };
-    let successes = seconds("successThreshold", 1);
-    if successes > 1 {
-        probe.say(
-            "successThreshold",
-            format!("{successes} is out of range: a startup probe succeeds once"),
-        );
-    }
-    let unserved = ["httpGet", "grpc", "exec"];
-    let mut tcp = probe.object("tcpSocket");
-    if let Some(number) = tcp.integer("port") {
-        match u16::try_from(number).ok().and_then(NonZeroU16::new) {
-            Some(number) => read.check = Check::Tcp { port: number },
-            None => tcp.say("port", format!("{number} is out of range: 1 to 65535")),
-        }
-    }
-    tcp.unserved(&["host"]);
-    tcp.finish();
-    probe.unserved(&unserved);
-    probe.unserved(&["terminationGracePeriodSeconds"]);
-    probe.finish();
-    (read != Probe::implicit(port)).then_some(read)
-}
-
-pub(crate) fn encode(container: &Container, port: Port, service: &ServiceName) -> Value {
+/// `port` is None for a sidecar.
+pub(crate) fn encode(container: &Container, name: &str, port: Option<Port>) -> Value {
     let mut shown = Map::new();
     let mut put = |key: &str, value: Value| {
         shown.insert(key.to_owned(), value);
     };
-    put("name", shown_name(container, service).into());
+    put("name", name.into());
     put("image", container.image.as_str().into());
     if !container.command.is_empty() {
         put("command", container.command.clone().into());
@@ -241,11 +194,13 @@ pub(crate) fn encode(container: &Container, port: Port, service: &ServiceName) -
     if let Some(dir) = &container.working_dir {
         put("workingDir", dir.as_str().into());
     }
-    let protocol = match port.protocol {
-        Protocol::Http1 => "http1",
-        Protocol::H2c => "h2c",
-    };
-    put("ports", json!([{ "name": protocol, "containerPort": port.number }]));
+    if let Some(port) = port {
+        let protocol = match port.protocol {
+            Protocol::Http1 => "http1",
+            Protocol::H2c => "h2c",
+        };
+        put("ports", json!([{ "name": protocol, "containerPort": port.number }]));
+    }
     if !container.env.is_empty() {
         let env: Vec<Value> = container
             .env
@@ -259,19 +214,18 @@ pub(crate) fn encode(container: &Container, port: Port, service: &ServiceName) -
         "resources",
         json!({ "limits": { "cpu": cpu.to_string(), "memory": memory.to_string() } }),
     );
-    let probe = container
-        .startup_probe
-        .clone()
-        .unwrap_or_else(|| Probe::implicit(port.number));
-    let mut startup = json!({
-        "timeoutSeconds": probe.timeout,
-        "periodSeconds": probe.period,
-        "failureThreshold": probe.failures,
-        "tcpSocket": { "port": probe.check.port() },
-    });
-    if probe.initial_delay > 0 {
-        startup["initialDelaySeconds"] = probe.initial_delay.into();
+    if !container.mounts.is_empty() {
+        put("volumeMounts", volume::encode_mounts(&container.mounts));
     }
-    put("startupProbe", startup);
+    let implicit = || port.map(|port| Probe::implicit(port.number));
+    for (field, probe) in [
+        ("startupProbe", container.startup_probe.clone().or_else(implicit)),
+        ("livenessProbe", container.liveness_probe.clone()),
+        ("readinessProbe", container.readiness_probe.clone()),
+    ] {
+        if let Some(probe) = probe {
+            put(field, probe::encode(&probe));
+        }
+    }
     shown.into()
 }

@@ -6,13 +6,16 @@
 pub(crate) mod annotation;
 pub(crate) mod configuration;
 pub(crate) mod container;
+mod kpa;
 pub(crate) mod list;
 pub(crate) mod metadata;
+mod probe;
 pub(crate) mod revision;
 pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod template;
 pub(crate) mod traffic;
+mod volume;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use model::{Condition, ConditionState, Revision, Timestamp, latest_created, latest_ready};

@@ -41,7 +41,7 @@ fn container_statuses(revision: &Revision, service: &ServiceName, ingress: &str)
 }
 
 pub(crate) fn encode(revision: &Revision, service: &Service, site: &Site) -> Value {
-    let mut annotations = annotation::shown(&revision.template);
+    let mut annotations = annotation::shown(&revision.template, &service.key.name);
     annotations.insert("serving.knative.dev/creator".to_owned(), revision.creator.clone());
     // An unset environment is gen2 here; a revision tells what it runs in.
     annotations

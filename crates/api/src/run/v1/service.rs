@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{RevisionTemplate, Service, ServiceKey, ServiceName, Site, Traffic, service_conditions};
+use model::{RevisionTemplate, Service, ServiceKey, ServiceName, ServiceScaling, Site, Traffic, service_conditions};
 use serde_json::{Map, Value, json};
 use store::Snapshot;
 
@@ -20,6 +20,7 @@ pub(crate) struct Asked {
     pub(crate) resource_version: Option<String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) scaling: ServiceScaling,
     pub(crate) template: RevisionTemplate,
     /// None when the entries cannot be read, which was noted.
     pub(crate) traffic: Option<Traffic>,
@@ -58,7 +59,7 @@ pub(crate) fn decode(
     }
     let resource_version = meta.text("resourceVersion");
     let labels = metadata::labels(&mut meta, &[metadata::LOCATION]);
-    let annotations = annotation::of_service(&mut meta);
+    let (annotations, scaling) = annotation::of_service(&mut meta);
     meta.drop_owned(metadata::OWNED);
     meta.unserved(&["generateName"]);
     meta.finish();
@@ -83,6 +84,7 @@ pub(crate) fn decode(
         resource_version,
         labels,
         annotations,
+        scaling,
         template,
         traffic,
     }
@@ -91,6 +93,7 @@ pub(crate) fn decode(
 /// The annotations that every view of a service shows.
 pub(crate) fn shown_annotations(service: &Service, site: &Site) -> BTreeMap<String, String> {
     let mut shown = service.annotations.clone();
+    annotation::put_scaling(&service.scaling, &mut shown);
     let urls = serde_json::to_string(&site.urls(&service.key)).expect("texts are JSON");
     for (key, value) in [
         ("serving.knative.dev/creator", service.creator.clone()),
