@@ -195,14 +195,23 @@ impl Groups {
         }
     }
 
-    pub(crate) fn freezer(&self) -> io::Result<Freezer> {
-        let (path, words) = match &self.layout {
+    /// The group by which the instance is frozen.
+    pub(crate) fn freezing(&self) -> io::Result<PathBuf> {
+        match &self.layout {
             Layout::V1 {
                 unified: Some(root), ..
             }
-            | Layout::V2 { root } => (root.join(&self.path).join("cgroup.freeze"), ["0", "1"]),
-            Layout::V1 { unified: None, .. } => (self.file("freezer", "freezer.state")?, ["THAWED", "FROZEN"]),
+            | Layout::V2 { root } => Ok(root.join(&self.path)),
+            Layout::V1 { unified: None, .. } => self.file("freezer", ""),
+        }
+    }
+
+    pub(crate) fn freezer(&self) -> io::Result<Freezer> {
+        let (name, words) = match &self.layout {
+            Layout::V1 { unified: Some(_), .. } | Layout::V2 { .. } => ("cgroup.freeze", ["0", "1"]),
+            Layout::V1 { unified: None, .. } => ("freezer.state", ["THAWED", "FROZEN"]),
         };
+        let path = self.freezing()?.join(name);
         Ok(Freezer {
             file: OpenOptions::new().write(true).open(path)?,
             words,
@@ -333,7 +342,7 @@ pub(crate) fn clear(layout: &Layout, path: &Path) -> io::Result<()> {
 }
 
 /// The groups below and including `tree`, deepest first.
-fn groups_below(tree: &Path) -> Vec<PathBuf> {
+pub(crate) fn groups_below(tree: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![tree.to_owned()];
     while let Some(group) = open.pop() {

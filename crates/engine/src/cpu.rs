@@ -8,13 +8,25 @@ use std::{
 };
 
 use model::{Activity, CpuAllocation, InstanceId};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{
+        Notify,
+        mpsc::{self, error::TrySendError},
+    },
+    time::Instant,
+};
 
-use crate::cgroup::Freezer;
+use crate::{
+    cgroup::Freezer,
+    cutoff::{BATCH, Look},
+};
 
 /// How long an instance keeps its CPU after its last request, so that one that is asked again at once is not stopped
 /// and started for nothing.
 pub(crate) const LINGER: Duration = Duration::from_millis(75);
+
+/// How long an instance is not looked at again when its CPU is taken; see `cutoff`.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
 
 /// Whether one instance runs or stands still. Locked for the one write that changes it.
 #[derive(Debug)]
@@ -31,8 +43,10 @@ struct State {
     /// How many probes are being asked: it runs for them, but its idle time goes on.
     held: u32,
     idle_since: Instant,
-    /// Somewhere in the queue of [`Linger`].
+    /// Somewhere in the queue of [`Linger`], or being looked at.
     queued: bool,
+    /// From when on the end of its linger is a reason to look at it. None: it had no request yet.
+    next_look: Option<Instant>,
 }
 
 /// What became of an instance that had lingered.
@@ -41,6 +55,8 @@ enum Lingered {
     Done,
     /// It was busy and idle again in between.
     Until(Instant),
+    /// It is to be looked at before it is frozen.
+    Look,
 }
 
 impl Cpu {
@@ -53,6 +69,7 @@ impl Cpu {
                 held: 0,
                 idle_since: now,
                 queued: false,
+                next_look: None,
             }),
         }
     }
@@ -89,9 +106,23 @@ impl Cpu {
         Hold { cpu: self, id }
     }
 
+    /// Since when it has no request. None: it has one.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (!state.busy).then_some(state.idle_since)
+    }
+
+    /// What was seen of it said nothing: the next end of its linger is a reason to look.
+    pub(crate) fn look_again(&self) {
+        let mut state = self.lock();
+        state.next_look = Some(state.idle_since);
+    }
+
     fn busy(&self, id: &InstanceId) {
         let mut state = self.lock();
         state.busy = true;
+        let since = state.idle_since;
+        state.next_look.get_or_insert(since);
         state.thaw(id);
     }
 
@@ -108,6 +139,11 @@ impl Cpu {
         let due = state.idle_since + LINGER;
         if !state.busy && state.freezer.is_some() && now < due {
             return Lingered::Until(due);
+        }
+        let freezes = !state.busy && !state.frozen && state.freezer.is_some();
+        if freezes && state.next_look.is_some_and(|next| now >= next) {
+            state.next_look = Some(now + LOOK_PAUSE);
+            return Lingered::Look;
         }
         state.queued = false;
         state.freeze(id);
@@ -161,13 +197,26 @@ impl State {
 }
 
 /// The instances that became idle a moment ago, in the order in which they are to be frozen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Linger {
     queue: Mutex<VecDeque<(Instant, InstanceId, Arc<Cpu>)>>,
     bell: Notify,
+    /// To be looked at before they are frozen.
+    looks: mpsc::Sender<Look>,
 }
 
 impl Linger {
+    /// What is to be looked at comes out of the receiver, and has to be settled.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Look>) {
+        let (looks, receiver) = mpsc::channel(BATCH);
+        let linger = Self {
+            queue: Mutex::default(),
+            bell: Notify::new(),
+            looks,
+        };
+        (linger, receiver)
+    }
+
     pub(crate) fn allow(&self, id: &InstanceId, cpu: &Arc<Cpu>, allocation: CpuAllocation, freezer: Freezer) {
         match allocation {
             CpuAllocation::Instance => {}
@@ -218,10 +267,28 @@ impl Linger {
                 continue;
             };
             tokio::time::sleep_until(due).await;
-            if let Some((_, id, cpu)) = self.pop()
-                && let Lingered::Until(due) = cpu.lingered(&id, Instant::now())
-            {
-                self.push(due, id, cpu);
+            if let Some((_, id, cpu)) = self.pop() {
+                self.end(id, cpu);
+            }
+        }
+    }
+
+    /// Of one that was looked at: freezes it, unless something lets it run.
+    pub(crate) fn settle(&self, id: &InstanceId, cpu: &Arc<Cpu>) {
+        self.end(id.clone(), Arc::clone(cpu));
+    }
+
+    fn end(&self, id: InstanceId, cpu: Arc<Cpu>) {
+        match cpu.lingered(&id, Instant::now()) {
+            Lingered::Done => {}
+            Lingered::Until(due) => self.push(due, id, cpu),
+            Lingered::Look => {
+                if let Err(TrySendError::Full(look) | TrySendError::Closed(look)) =
+                    self.looks.try_send(Look { id, cpu })
+                {
+                    // Nobody has the time: frozen unseen, since it was just said to be looked at.
+                    self.end(look.id, look.cpu);
+                }
             }
         }
     }

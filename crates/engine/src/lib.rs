@@ -8,7 +8,7 @@
 //! ```text
 //! server ── Engine ── socket ── launcher (same binary) ── crun create ── instance
 //!              │                    └ parent of every instance: learns its exit, ends all when the server dies
-//!              └ one task per instance (life), one that freezes idle ones (cpu)
+//!              └ one task per instance (life), one that freezes idle ones (cpu) and says what that cut off (cutoff)
 //! ```
 //!
 //! The container runtime is `crun`, by its command line, with a configuration that is a pure function of the spec
@@ -20,6 +20,7 @@ mod bundle;
 mod cgroup;
 mod claim;
 mod cpu;
+mod cutoff;
 mod doctor;
 mod gate;
 mod ids;
@@ -52,7 +53,7 @@ use std::{
 use image::Images;
 use model::{
     Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, Sandbox,
-    Timestamp, Usage,
+    Timestamp,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -228,6 +229,7 @@ impl Engine {
         let (first_link, child) = Link::open(&settings.launcher, &duty, 1).await?;
         let first_link = Arc::new(first_link);
         let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let (linger, looks) = Linger::new();
         let inner = Arc::new(Inner {
             id8: settings.id8,
             images: settings.images,
@@ -240,7 +242,7 @@ impl Engine {
             ranges: Ranges::new(settings.first_id),
             entries: RwLock::default(),
             board: Board::default(),
-            linger: Linger::default(),
+            linger,
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
             creations: Semaphore::new(3 * cpus()),
             reclaiming: Semaphore::new(1),
@@ -249,7 +251,10 @@ impl Engine {
         });
         let freezing = {
             let inner = Arc::clone(&inner);
-            tokio::spawn(async move { inner.linger.run().await })
+            tokio::spawn(async move {
+                let watching = cutoff::watch(Arc::clone(&inner), looks);
+                tokio::join!(inner.linger.run(), watching);
+            })
         };
         let listening = {
             let inner = Arc::clone(&inner);
@@ -429,38 +434,6 @@ impl Engine {
             memory_bytes: doctor::memory_available().unwrap_or(0),
             cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
         }
-    }
-
-    /// What each instance with a process takes. One pass over all, some microseconds for each.
-    pub async fn usage(&self) -> HashMap<InstanceId, Usage> {
-        let inner = Arc::clone(&self.inner);
-        let read = tokio::task::spawn_blocking(move || {
-            let entries: Vec<Arc<Entry>> = {
-                let entries = inner.entries.read().expect("no panic while held");
-                let there = |entry: &&Arc<Entry>| entry.running.get().is_some() && entry.over.get().is_none();
-                entries.values().filter(there).cloned().collect()
-            };
-            // One that ends meanwhile is left out.
-            let usage = |entry: Arc<Entry>| Some((entry.spec.id.clone(), entry.groups.usage().ok()?));
-            entries.into_iter().filter_map(usage).collect()
-        });
-        read.await.unwrap_or_default()
-    }
-
-    /// Pushes out memory that an idle instance has not used lately: to swap where the machine has some, else only pages
-    /// of files, which are read again when needed. Its limit stays as it is, so nothing is killed for it. Returns by how
-    /// many bytes the instance became smaller: 0 when it has a request, is gone, or had nothing to give.
-    pub async fn reclaim(&self, id: &InstanceId) -> io::Result<u64> {
-        let Some(entry) = self.inner.entry(id) else {
-            return Ok(0);
-        };
-        let _turn = self.inner.reclaiming.acquire().await.expect("never closed");
-        if entry.running.get().is_none() || entry.over.get().is_some() || !entry.cpu.is_idle() {
-            return Ok(0);
-        }
-        usage::say_without_swap();
-        let pushed = tokio::task::spawn_blocking(move || entry.groups.reclaim(|| entry.cpu.is_idle()));
-        pushed.await.map_err(io::Error::other)?
     }
 
     /// How many lines of output were dropped because the channel was full.

@@ -30,7 +30,7 @@ impl Home {
 
     /// Runs `work` with the calling thread in `namespace`. A thread that cannot come back would serve strangers from an
     /// instance's network: the process ends instead.
-    fn inside<T>(&self, namespace: impl AsFd, work: impl FnOnce() -> T) -> io::Result<T> {
+    pub(crate) fn inside<T>(&self, namespace: impl AsFd, work: impl FnOnce() -> T) -> io::Result<T> {
         let network = Some(LinkNameSpaceType::Network);
         move_into_link_name_space(namespace.as_fd(), network)?;
         let done = work();

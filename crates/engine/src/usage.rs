@@ -1,13 +1,51 @@
 //! What instances take of the machine, and the part of it that can be taken back from one that stands still.
 
-use std::{fs, io, time::Duration};
+use std::{collections::HashMap, fs, io, sync::Arc, time::Duration};
 
-use model::Usage;
+use model::{InstanceId, Usage};
 
-use crate::cgroup::{Groups, Layout};
+use crate::{
+    Engine,
+    cgroup::{Groups, Layout},
+    life::Entry,
+};
 
 /// How much one call asks the kernel for at a time, so that what has become busy in between is left alone.
 const STEP: u64 = 32 << 20;
+
+impl Engine {
+    /// What each instance with a process takes. One pass over all, some microseconds for each.
+    pub async fn usage(&self) -> HashMap<InstanceId, Usage> {
+        let inner = Arc::clone(&self.inner);
+        let read = tokio::task::spawn_blocking(move || {
+            let entries: Vec<Arc<Entry>> = {
+                let entries = inner.entries.read().expect("no panic while held");
+                let there = |entry: &&Arc<Entry>| entry.running.get().is_some() && entry.over.get().is_none();
+                entries.values().filter(there).cloned().collect()
+            };
+            // One that ends meanwhile is left out.
+            let usage = |entry: Arc<Entry>| Some((entry.spec.id.clone(), entry.groups.usage().ok()?));
+            entries.into_iter().filter_map(usage).collect()
+        });
+        read.await.unwrap_or_default()
+    }
+
+    /// Pushes out memory that an idle instance has not used lately: to swap where the machine has some, else only pages
+    /// of files, which are read again when needed. Its limit stays as it is, so nothing is killed for it. Returns by how
+    /// many bytes the instance became smaller: 0 when it has a request, is gone, or had nothing to give.
+    pub async fn reclaim(&self, id: &InstanceId) -> io::Result<u64> {
+        let Some(entry) = self.inner.entry(id) else {
+            return Ok(0);
+        };
+        let _turn = self.inner.reclaiming.acquire().await.expect("never closed");
+        if entry.running.get().is_none() || entry.over.get().is_some() || !entry.cpu.is_idle() {
+            return Ok(0);
+        }
+        say_without_swap();
+        let pushed = tokio::task::spawn_blocking(move || entry.groups.reclaim(|| entry.cpu.is_idle()));
+        pushed.await.map_err(io::Error::other)?
+    }
+}
 
 impl Groups {
     pub(crate) fn usage(&self) -> io::Result<Usage> {
@@ -76,7 +114,7 @@ pub(crate) fn named(text: &str, name: &str) -> io::Result<u64> {
 }
 
 /// Says once that there is no swap, which is why reclaiming finds little.
-pub(crate) fn say_without_swap() {
+fn say_without_swap() {
     static SAID: std::sync::Once = std::sync::Once::new();
     SAID.call_once(|| {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();

@@ -3,6 +3,8 @@
 
 #[path = "engine/cpu.rs"]
 mod cpu;
+#[path = "engine/cutoff.rs"]
+mod cutoff;
 #[path = "engine/death.rs"]
 mod death;
 #[path = "engine/ends.rs"]

@@ -405,7 +405,11 @@ pub(crate) async fn inside_network<T: Send + 'static>(id: &InstanceId, work: imp
     let process = tokio::time::timeout(PATIENCE, process)
         .await
         .expect("a process in time");
-    let network = fs::File::open(process.join("ns/net")).expect("its network");
+    inside(fs::File::open(process.join("ns/net")).expect("its network"), work).await
+}
+
+/// Runs `work` on a thread of its own in a network.
+pub(crate) async fn inside<T: Send + 'static>(network: fs::File, work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(move || {
         let kind = Some(rustix::thread::LinkNameSpaceType::Network);
         rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), kind).expect("moved");
@@ -417,7 +421,7 @@ pub(crate) async fn inside_network<T: Send + 'static>(id: &InstanceId, work: imp
 }
 
 /// The folder in `/proc` of the guest of an instance.
-fn process_of(id: &InstanceId) -> Option<PathBuf> {
+pub(crate) fn process_of(id: &InstanceId) -> Option<PathBuf> {
     let processes = fs::read_dir("/proc").expect("proc").flatten();
     let mut paths = processes.map(|process| process.path());
     paths.find(|path| {

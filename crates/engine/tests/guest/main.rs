@@ -179,6 +179,21 @@ fn answer(path: &str) -> String {
             thread::sleep(Duration::from_millis(rest.parse().unwrap()));
             "waited".to_owned()
         }
+        "background" => {
+            // Goes on computing for so many milliseconds after the answer.
+            let until = Instant::now() + Duration::from_millis(rest.parse().unwrap());
+            thread::spawn(move || while Instant::now() < until {
+                std::hint::spin_loop();
+            });
+            "begun".to_owned()
+        }
+        "hold" => {
+            // Keeps a connection to an address and a port.
+            shown(std::net::TcpStream::connect(rest).map(|stream| {
+                std::mem::forget(stream);
+                "held".to_owned()
+            }))
+        }
         "count" => COUNT.load(Ordering::Relaxed).to_string(),
         "say" => {
             println!("{rest}");
