@@ -64,6 +64,32 @@ impl Layout {
         Self::finish(dir, list)
     }
 
+    /// An image of one program of this build, with the libraries that it is linked to.
+    ///
+    /// # Errors
+    /// As [`Self::image`], or when ldd fails.
+    pub fn of_program(dir: &Path, program: &Path) -> Result<Self> {
+        let root = dir.join("root");
+        fs::create_dir_all(&root)?;
+        fs::copy(program, root.join("program"))?;
+        for library in run(Command::new("ldd").arg(program))?
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            let place = root.join(library.trim_start_matches('/'));
+            fs::create_dir_all(place.parent().context("a library lies in a directory")?)?;
+            fs::copy(library, place)?;
+        }
+        let mut image = pack(
+            dir,
+            &root,
+            "amd64",
+            &json!({"Entrypoint": ["/program"], "User": "65532"}),
+        )?;
+        image["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        Self::finish(dir, image)
+    }
+
     fn finish(dir: &Path, entry: Value) -> Result<Self> {
         let digest = entry["digest"]
             .as_str()
@@ -87,6 +113,13 @@ fn write_image(dir: &Path, name: &str, architecture: &str) -> Result<Value> {
     fs::copy(env!("PROBE"), root.join("probe"))?;
     fs::copy(env!("BROKEN"), root.join("broken"))?;
     fs::write(root.join("etc/name"), name)?;
+    let settings =
+        json!({"Entrypoint": ["/probe"], "Cmd": ["of", "image"], "Env": ["PATH=/", "FROM_IMAGE=yes"], "User": "65532"});
+    pack(dir, &root, architecture, &settings)
+}
+
+/// An image of what is below `root`, in one layer.
+fn pack(dir: &Path, root: &Path, architecture: &str, settings: &Value) -> Result<Value> {
     let tar = dir.join("layer.tar");
     let mut command = Command::new("tar");
     command
@@ -105,14 +138,14 @@ fn write_image(dir: &Path, name: &str, architecture: &str) -> Result<Value> {
     let diff_id = digest(&tar)?;
     let mut command = Command::new("gzip");
     run(command.args(["--no-name", "--fast", "--force"]).arg(&tar))?;
-    fs::remove_dir_all(&root)?;
+    fs::remove_dir_all(root)?;
     let layer = dir.join("layer.tar.gz");
     let layer_blob = write_blob(dir, LAYER, &fs::read(&layer)?)?;
     fs::remove_file(layer)?;
     let config = json!({
         "architecture": architecture,
         "os": "linux",
-        "config": {"Entrypoint": ["/probe"], "Cmd": ["of", "image"], "Env": ["PATH=/", "FROM_IMAGE=yes"], "User": "65532"},
+        "config": settings,
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     });
     let config = write_blob(dir, CONFIG, config.to_string().as_bytes())?;

@@ -90,6 +90,16 @@ impl User {
         image
     }
 
+    /// Brings an image of the speaker (`e2e/speaker/main.rs`) into the registry, and gives its reference.
+    #[track_caller]
+    pub fn import_speaker(&mut self, program: &str) -> String {
+        let dir = self.homerun.root().join("layouts/speaker");
+        let layout = Layout::of_program(&dir, program.as_ref()).expect("a layout");
+        let image = "us-central1-docker.pkg.dev/my-project/e2e/speaker:latest".to_owned();
+        self.ok(&format!("homerun images import {} {image}", layout.dir.display()));
+        image
+    }
+
     /// A layout on disk with an image of the probe.
     #[track_caller]
     pub fn layout(&mut self, name: &str) -> Layout {

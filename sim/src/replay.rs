@@ -120,7 +120,7 @@ impl Replay {
     /// True: somebody waits.
     fn arrive(&mut self, ticket: Ticket, now: u64) -> bool {
         self.outcome.requests += 1;
-        match self.pool.arrive(ticket, Tick(now + PATIENCE)) {
+        match self.pool.arrive(ticket, Tick(now + PATIENCE), None) {
             Arrival::Admitted(admitted) => {
                 self.outcome.waits.push(0);
                 self.serve(ticket, admitted.slot, now);

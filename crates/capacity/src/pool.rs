@@ -8,7 +8,8 @@
 //! Held at all times: no instance has more requests than its concurrency; nobody waits while a slot is free; who
 //! came first goes first; a draining instance gets nothing new. Which instance: the most loaded one below 60 % of its
 //! concurrency, so that the others fall idle and can be given up, else the least loaded one (Cloud Run aims at 60 %);
-//! at a concurrency of at most 3 the first with a free slot (Knative's rule).
+//! at a concurrency of at most 3 the first with a free slot (Knative's rule). An arrival may prefer an instance (session
+//! affinity): that one is taken if it has a free slot.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -91,6 +92,13 @@ struct Place {
     gone: bool,
 }
 
+impl Place {
+    /// It takes another request.
+    fn is_open(&self, concurrency: u32) -> bool {
+        !self.draining && self.in_flight < concurrency
+    }
+}
+
 #[derive(Debug)]
 struct Waiting {
     ticket: Ticket,
@@ -122,10 +130,11 @@ impl Pool {
     }
 
     /// A request comes: it gets a slot, or waits until `deadline`, or is turned away. Its ticket must be greater than
-    /// all before it.
-    pub fn arrive(&mut self, ticket: Ticket, deadline: Tick) -> Arrival {
+    /// all before it. `preferred` is taken if it has a free slot, and not waited for.
+    pub fn arrive(&mut self, ticket: Ticket, deadline: Tick, preferred: Option<&InstanceId>) -> Arrival {
         debug_assert!(self.queue.back().is_none_or(|last| last.ticket < ticket));
-        if let Some(place) = self.choose() {
+        let preferred = preferred.and_then(|instance| self.open_place(instance));
+        if let Some(place) = preferred.or_else(|| self.choose()) {
             debug_assert!(self.queue.is_empty(), "nobody waits while a slot is free");
             return Arrival::Admitted(self.take(place));
         }
@@ -264,12 +273,21 @@ impl Pool {
         self.queue.is_empty() && self.places.iter().all(Option::is_none)
     }
 
+    /// The place of `instance`, if it has a free slot.
+    fn open_place(&self, instance: &InstanceId) -> Option<usize> {
+        let at = |place: &Option<Place>| place.as_ref().is_some_and(|place| place.instance == *instance);
+        let index = self.places.iter().position(at)?;
+        self.places[index]
+            .as_ref()
+            .is_some_and(|place| place.is_open(self.concurrency))
+            .then_some(index)
+    }
+
     /// The place that takes the next request, if one has a free slot.
     fn choose(&self) -> Option<usize> {
         let free = self.places.iter().enumerate().filter_map(|(index, place)| {
             let place = place.as_ref()?;
-            let open = !place.draining && place.in_flight < self.concurrency;
-            open.then_some((index, place.in_flight))
+            place.is_open(self.concurrency).then_some((index, place.in_flight))
         });
         if self.concurrency <= FIRST_FREE_UP_TO {
             return free.map(|(index, _)| index).next();

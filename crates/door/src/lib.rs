@@ -42,5 +42,5 @@ mod serve;
 mod target;
 
 pub use authority::{Authority, AuthorityError, Clock};
-pub use serve::{Answer, Answering, Arrival, Body, BoxError, Door, Drained, Limits, serve};
+pub use serve::{Answer, Answering, Arrival, Body, BoxError, Door, Drained, Limits, Onward, serve};
 pub use target::{ServicePorts, Side, SideOf};

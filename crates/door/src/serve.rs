@@ -44,6 +44,32 @@ pub type Answering = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 /// one `Host` line, whatever the HTTP version; its body is the connection's and is read as it is awaited.
 pub type Answer = Arc<dyn Fn(Arrival, Request<Incoming>) -> Answering + Send + Sync>;
 
+/// What goes on on an HTTP/1 connection after an answer that switched protocols: an answer carries it in its extensions,
+/// and the door runs it, to its end or its own, when the head is on the wire.
+#[derive(Clone)]
+pub struct Onward(Arc<Mutex<Option<Going>>>);
+
+type Going = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Onward {
+    pub fn new(going: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::pin(going)))))
+    }
+
+    async fn run(self) {
+        let going = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(going) = going {
+            going.await;
+        }
+    }
+}
+
+impl fmt::Debug for Onward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Onward").finish_non_exhaustive()
+    }
+}
+
 /// How a request arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
@@ -299,20 +325,38 @@ impl Client {
         }
     }
 
-    async fn http1(self, socket: impl AsyncRead + AsyncWrite + Unpin + Send, secure: bool) {
+    async fn http1(self, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, secure: bool) {
         let pulse = Pulse::new(Instant::now());
-        let service = service_fn(|request| self.inside(request, secure, pulse.begin()));
-        let connection = http1_builder().serve_connection(TokioIo::new(socket), service);
+        let onward = Mutex::new(None);
+        let service = service_fn(|request| {
+            let answered = self.inside(request, secure, pulse.begin());
+            async {
+                let mut answer = answered.await;
+                if let Ok(response) = &mut answer
+                    && let Some(further) = response.extensions_mut().remove::<Onward>()
+                {
+                    *onward.lock().unwrap_or_else(PoisonError::into_inner) = Some(further);
+                }
+                answer
+            }
+        });
+        let connection = http1_builder()
+            .serve_connection(TokioIo::new(socket), service)
+            .with_upgrades();
         let stopping = self.stopping.clone();
         let limits = &self.door.limits;
         watch_over(
             connection,
-            http1::Connection::graceful_shutdown,
+            http1::UpgradeableConnection::graceful_shutdown,
             &pulse,
             limits,
             stopping,
         )
         .await;
+        let further = onward.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(further) = further {
+            further.run().await;
+        }
     }
 
     async fn http2(self, socket: impl AsyncRead + AsyncWrite + Unpin + Send) {

@@ -98,6 +98,7 @@ impl Homerun {
                 Box::new(move || wake.notify_one())
             },
             now: crate::now,
+            affinity_key: affinity_key(&data_dir.join("identity"))?,
             seed: u64::try_from(crate::chance() & u128::from(u64::MAX)).expect("masked to 64 bits"),
         });
 
@@ -242,6 +243,24 @@ fn open_data_dir(dir: &Path) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("cannot use the data directory {}", dir.display()))
 }
 
+/// Made at the first start and kept, so that the cookies of session affinity outlive a restart.
+fn affinity_key(dir: &Path) -> anyhow::Result<[u8; 32]> {
+    let file = dir.join("affinity.key");
+    if identity::key_file::read(&file)?.is_none() {
+        let text = format!("{:032x}{:032x}", crate::chance(), crate::chance());
+        identity::key_file::create(&file, &text, 0o600)?;
+    }
+    let kept = identity::key_file::read(&file)?.unwrap_or_default();
+    let half = |at: std::ops::Range<usize>| kept.trim().get(at).and_then(|hex| u128::from_str_radix(hex, 16).ok());
+    let (Some(first), Some(second)) = (half(0..32), half(32..64)) else {
+        anyhow::bail!("{} does not hold 64 hex digits", file.display());
+    };
+    let mut key = [0; 32];
+    key[..16].copy_from_slice(&first.to_be_bytes());
+    key[16..].copy_from_slice(&second.to_be_bytes());
+    Ok(key)
+}
+
 /// A listener on a port that nobody else has.
 fn bind_alone(addr: SocketAddr) -> anyhow::Result<std::net::TcpListener> {
     let listener = || -> std::io::Result<std::net::TcpListener> {
@@ -312,7 +331,13 @@ fn answered_by_ingress(ingress: Arc<Ingress>) -> door::Answer {
             model::Scheme::Http
         };
         let arrival = ingress::Arrival::new(arrival.peer.ip(), scheme);
-        Box::pin(async move { ingress.serve(&arrival, request).await })
+        Box::pin(async move {
+            let mut response = ingress.serve(&arrival, request).await;
+            if let Some(tunnel) = response.extensions_mut().remove::<ingress::Tunnel>() {
+                response.extensions_mut().insert(door::Onward::new(tunnel.run()));
+            }
+            response
+        })
     })
 }
 

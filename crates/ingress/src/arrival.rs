@@ -3,14 +3,13 @@
 use std::{
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
 };
 
 use http::HeaderValue;
 use model::Scheme;
-use tokio::time::Instant;
 
 /// A connection's client. Made once per connection and cloned for each request.
 #[derive(Debug, Clone)]
@@ -26,8 +25,6 @@ struct Connection {
     open: AtomicU32,
     /// Requests so far, wrapping.
     seen: AtomicU32,
-    /// When the open ones must have ended, by their number. Touched by the connection's own thread only.
-    due: Mutex<Vec<(u32, Instant)>>,
 }
 
 impl Arrival {
@@ -48,12 +45,15 @@ impl Arrival {
             ip: text.into(),
             open: AtomicU32::new(0),
             seen: AtomicU32::new(0),
-            due: Mutex::default(),
         }))
     }
 
     pub(crate) fn scheme(&self) -> &'static str {
         word(self.0.scheme)
+    }
+
+    pub(crate) fn is_secure(&self) -> bool {
+        self.0.scheme == Scheme::Https
     }
 
     pub(crate) fn ip(&self) -> &str {
@@ -71,21 +71,13 @@ impl Arrival {
     /// Counts a request as open until the guard is dropped.
     pub(crate) fn open(&self) -> Open {
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Open {
-            number: self.0.seen.fetch_add(1, Ordering::Relaxed),
-            connection: self.0.clone(),
-        }
+        self.0.seen.fetch_add(1, Ordering::Relaxed);
+        Open(self.0.clone())
     }
 
     /// Requests that are open, and how many there were so far.
     pub(crate) fn requests(&self) -> (u32, u32) {
         (self.0.open.load(Ordering::Relaxed), self.0.seen.load(Ordering::Relaxed))
-    }
-
-    /// Whether a request is open that had to end before `limit`. Its client does not read: else its body would have
-    /// ended in time.
-    pub(crate) fn is_overdue(&self, limit: Instant) -> bool {
-        self.0.lock_due().iter().any(|(_, due)| *due < limit)
     }
 }
 
@@ -96,29 +88,12 @@ fn word(scheme: Scheme) -> &'static str {
     }
 }
 
-impl Connection {
-    fn lock_due(&self) -> MutexGuard<'_, Vec<(u32, Instant)>> {
-        self.due.lock().expect("nobody panics in here")
-    }
-}
-
 /// A request that is open.
 #[derive(Debug)]
-pub(crate) struct Open {
-    connection: Arc<Connection>,
-    number: u32,
-}
-
-impl Open {
-    pub(crate) fn ends_by(&self, due: Instant) {
-        self.connection.lock_due().push((self.number, due));
-    }
-}
+pub(crate) struct Open(Arc<Connection>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let number = self.number;
-        self.connection.lock_due().retain(|(open, _)| *open != number);
-        self.connection.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

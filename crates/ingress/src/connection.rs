@@ -1,10 +1,16 @@
 //! One client connection: which protocol it speaks, its requests, its end.
 //!
-//! A client that does not read its answer keeps its slot for the request's timeout and at most twice that limit more.
-//! A connection without a request in progress for [`Limits::quiet`] is closed: a client that opens it and says nothing,
+//! A connection that a request upgraded goes on as that request's tunnel. A connection without a request in progress for [`Limits::quiet`] is closed: a client that opens it and says nothing,
 //! or half a head, or falls silent between requests, holds nothing for long.
 
-use std::{convert::Infallible, io, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{
@@ -22,7 +28,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::{Arrival, Ingress, listen::Limits};
+use crate::{
+    Arrival, Ingress, Tunnel,
+    listen::Limits,
+    upstream::{CONNECTION_WINDOW, STREAM_WINDOW},
+};
 
 /// Requests at a time on one HTTP/2 connection (Cloud Run quotas).
 const HTTP2_STREAMS: u32 = 100;
@@ -31,6 +41,8 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// With which an HTTP/2 client that knows the server begins (RFC 9113, 3.4); no HTTP/1 request does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
+/// What an HTTP/1 connection becomes when it is upgraded.
+type Onward = Arc<Mutex<Option<Tunnel>>>;
 type Stop = watch::Receiver<Option<Instant>>;
 
 /// Serves `stream` until it ends, encrypted when there is an acceptor. After `stop` it takes no further request.
@@ -94,26 +106,47 @@ async fn converse(
 ) {
     let io = TokioIo::new(stream);
     let answering = arrival.clone();
+    let onward = Onward::default();
+    let taken = onward.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (ingress, arrival) = (ingress.clone(), answering.clone());
-        async move { Ok::<_, Infallible>(ingress.serve(&arrival, request).await) }
+        let (ingress, arrival, taken) = (ingress.clone(), answering.clone(), taken.clone());
+        async move {
+            let mut response = ingress.serve(&arrival, request).await;
+            if let Some(tunnel) = response.extensions_mut().remove::<Tunnel>() {
+                if is_http2 {
+                    // It ends when its stream does, and the stream with the connection.
+                    tokio::spawn(tunnel.run());
+                } else {
+                    *taken.lock().expect("nobody panics in here") = Some(tunnel);
+                }
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     if is_http2 {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .max_concurrent_streams(HTTP2_STREAMS)
             .keep_alive_interval(limits.quiet)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .enable_connect_protocol()
             .serve_connection(io, service);
         attend(connection, http2::Connection::graceful_shutdown, arrival, limits, stop).await;
     } else {
         // No timer of hyper's own: it would be set anew for each request, `attend` looks once per limit.
-        let connection = http1::Builder::new().serve_connection(io, service);
-        attend(connection, http1::Connection::graceful_shutdown, arrival, limits, stop).await;
+        let connection = http1::Builder::new().serve_connection(io, service).with_upgrades();
+        let finish = http1::UpgradeableConnection::graceful_shutdown;
+        attend(connection, finish, arrival, limits, stop).await;
+        let tunnel = onward.lock().expect("nobody panics in here").take();
+        if let Some(tunnel) = tunnel {
+            tunnel.run().await;
+        }
     }
 }
 
 /// Drives a connection. Ends it gracefully when told to stop and when it is quiet for too long; drops it when that does
-/// not help, and when its client does not read what it asked for.
+/// not help, as with a client that does not read what it asked for.
 async fn attend<C>(connection: C, finish: fn(Pin<&mut C>), arrival: Arrival, limits: Limits, mut stop: Stop)
 where
     C: Future<Output = hyper::Result<()>>,
@@ -132,10 +165,6 @@ where
                 finish(connection.as_mut());
             }
             () = look.as_mut() => {
-                let now = Instant::now();
-                if now.checked_sub(limits.quiet).is_some_and(|limit| arrival.is_overdue(limit)) {
-                    return;
-                }
                 let (open, seen) = arrival.requests();
                 let silent = open == 0 && seen == seen_before;
                 if silent && quiet {
@@ -147,7 +176,7 @@ where
                 quiet = silent;
                 seen_before = seen;
                 let pause = if silent { limits.quiet.min(GOODBYE) } else { limits.quiet };
-                look.as_mut().reset(now + pause);
+                look.as_mut().reset(Instant::now() + pause);
             }
         }
     }

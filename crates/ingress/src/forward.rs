@@ -1,8 +1,8 @@
 //! One request to one instance: a kept connection or a new one, at most one second try, and what a broken one means.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use http::{Method, Request, Response, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use hyper::body::Incoming;
 use model::{Fate, InstanceId, Protocol};
 
@@ -37,18 +37,20 @@ impl From<Refusal> for Failed {
 /// Sends the request and waits for the head of the answer.
 ///
 /// A second try is made only on a kept connection that turned out closed before anything came back, and only when the
-/// request cannot have been begun: it was never written, or it has no body and its method may be repeated.
+/// request cannot have been begun: it was never written, or it has no body and its method may be repeated. An answer
+/// that switches protocols is one only for a request that asked for it.
 pub(crate) async fn exchange(
     instances: &Instances,
     instance: &InstanceId,
     protocol: Protocol,
     request: Request<Outgoing>,
     upload: Option<&Upload>,
+    may_switch: bool,
 ) -> Result<(Response<Incoming>, Connection), Failed> {
     let mut request = request;
     if let Some(mut connection) = Connection::kept(instance, protocol) {
         let spare = spare(&request);
-        match connection.send(request).await {
+        match connection.send(request, may_switch).await {
             Ok(response) => return Ok((response, connection)),
             Err((error, unsent)) => match unsent.or_else(|| spare.map(revive)) {
                 Some(again) => request = again,
@@ -68,7 +70,7 @@ pub(crate) async fn exchange(
             return Err(Failed { refusal, unsent });
         }
     };
-    match connection.send(request).await {
+    match connection.send(request, may_switch).await {
         Ok(response) => Ok((response, connection)),
         Err((error, _)) => Err(refuse(instances, instance, upload, error).await.into()),
     }
@@ -79,13 +81,14 @@ impl Connection {
     async fn send(
         &mut self,
         request: Request<Outgoing>,
+        may_switch: bool,
     ) -> Result<Response<Incoming>, (upstream::Error, Option<Request<Outgoing>>)> {
         let sent = match self {
             Self::Http1(sender) => sender.try_send_request(request).await,
-            Self::Http2(sender) => sender.try_send_request(request).await,
+            Self::Http2(stream) => stream.sender.try_send_request(request).await,
         };
         match sent {
-            Ok(response) if response.status() == http::StatusCode::SWITCHING_PROTOCOLS => {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !may_switch => {
                 Err((upstream::Error::Switching, None))
             }
             Ok(response) => Ok(response),
@@ -95,6 +98,21 @@ impl Connection {
             }
         }
     }
+}
+
+/// Makes the client send the body of `request` only when the instance asks for it, or leaves that open for too long: an
+/// instance that answers without reading spares both the way (RFC 9110, 10.1.1).
+pub(crate) fn ask_first(request: &mut Request<Outgoing>, upload: &Arc<Upload>) {
+    request
+        .headers_mut()
+        .insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+    request.body_mut().hold_back();
+    let asked = upload.clone();
+    hyper::ext::on_informational(request, move |informational| {
+        if informational.status() == StatusCode::CONTINUE {
+            asked.want();
+        }
+    });
 }
 
 /// A copy to try again with, when trying again does no harm.
@@ -119,7 +137,7 @@ fn revive(parts: Parts) -> Request<Outgoing> {
 }
 
 /// What a failed exchange is: the client's fault, the instance's end, or a bad answer.
-async fn refuse(
+pub(crate) async fn refuse(
     instances: &Instances,
     instance: &InstanceId,
     upload: Option<&Upload>,
@@ -133,7 +151,7 @@ async fn refuse(
     }
     let malformed = match &error {
         upstream::Error::Exchange(error) => error.is_parse(),
-        upstream::Error::Switching => true,
+        upstream::Error::Switching | upstream::Error::Declined(_) => true,
         upstream::Error::Connect(_) => false,
     };
     let mut again = ASK_AGAIN.iter();

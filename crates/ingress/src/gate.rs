@@ -82,15 +82,20 @@ impl Gates {
         }
     }
 
-    /// A slot of the revision, waited for when none is free.
+    /// A slot of the revision, of `preferred` if that has one; waited for when none is free.
     ///
     /// # Errors
     /// `QueueFull`, `NoInstance` when the revision's patience ended, `Deadline` when the request's own time ended,
     /// `StartFailed`.
-    pub(crate) async fn enter(&self, target: &RouteTarget, deadline: Instant) -> Result<Held, Refusal> {
+    pub(crate) async fn enter(
+        &self,
+        target: &RouteTarget,
+        deadline: Instant,
+        preferred: Option<&InstanceId>,
+    ) -> Result<Held, Refusal> {
         loop {
             let gate = self.find_or_make(target);
-            match gate.arrive(deadline, self.epoch) {
+            match gate.arrive(deadline, self.epoch, preferred) {
                 Step::Held(held) => return Ok(held),
                 Step::Full => return Err(Refusal::QueueFull(target.revision.clone())),
                 // Being taken out of its map: once that is done a new one is made.
@@ -183,14 +188,14 @@ impl Gate {
         self.state.lock().expect("nobody panics in here")
     }
 
-    fn arrive(self: &Arc<Self>, deadline: Instant, epoch: Instant) -> Step {
+    fn arrive(self: &Arc<Self>, deadline: Instant, epoch: Instant, preferred: Option<&InstanceId>) -> Step {
         let mut state = self.lock();
         if state.retired {
             return Step::Retired;
         }
         state.last_ticket += 1;
         let ticket = Ticket(state.last_ticket);
-        match state.pool.arrive(ticket, tick(deadline, epoch)) {
+        match state.pool.arrive(ticket, tick(deadline, epoch), preferred) {
             Arrival::Admitted(admitted) => Step::Held(Held::new(self.clone(), self.told(admitted))),
             Arrival::Queued => {
                 let (sender, verdict) = oneshot::channel();

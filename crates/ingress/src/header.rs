@@ -1,7 +1,7 @@
 //! Header fields on their way: what belongs to one connection is taken off, what the container contract promises is
 //! put on.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, request, uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header, request, uri};
 use hyper::body::Incoming;
 use model::Protocol;
 
@@ -48,22 +48,27 @@ pub(crate) fn host(request: &Request<Incoming>) -> Result<HeaderValue, Refusal> 
     HeaderValue::from_str(text).map_err(|_| Refusal::Malformed("Bad request: malformed host."))
 }
 
-/// Refuses what cannot be served: CONNECT and upgrades. `Upgrade: h2c` is an offer that may be ignored.
-pub(crate) fn refuse_upgrade(request: &Request<Incoming>) -> Result<(), Refusal> {
-    if request.method() == Method::CONNECT {
-        return Err(Refusal::Connect);
+/// What the container is spoken to with: what it asked for, and HTTP/2 for a gRPC request in any case, which has no
+/// meaning without (Cloud Run, "Use HTTP/2").
+pub(crate) fn protocol(parts: &request::Parts, of_revision: Protocol) -> Protocol {
+    if of_revision == Protocol::Http1 && parts.version == Version::HTTP_2 && is_grpc(&parts.headers) {
+        return Protocol::H2c;
     }
-    for value in request.headers().get_all(header::UPGRADE) {
-        let text = String::from_utf8_lossy(value.as_bytes());
-        let wanted = text
-            .split(',')
-            .map(str::trim)
-            .find(|protocol| !protocol.is_empty() && !protocol.eq_ignore_ascii_case("h2c"));
-        if let Some(protocol) = wanted {
-            return Err(Refusal::Upgrade(protocol.chars().take(40).collect()));
-        }
-    }
-    Ok(())
+    of_revision
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"))
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+/// Whether the client sends its body only when it is told to.
+pub(crate) fn waits_to_be_asked(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Makes the client's request the container's: its own fields off, the contract's on, the target in the form that the
@@ -74,11 +79,12 @@ pub(crate) fn prepare(
     arrival: &Arrival,
     protocol: Protocol,
 ) -> Result<(), Refusal> {
+    // What the server's side noted for itself.
+    parts.extensions.clear();
     let headers = &mut parts.headers;
     let trailers = wants_trailers(headers);
     strip_hop_by_hop(headers);
     headers.remove(header::UPGRADE);
-    // We answer it ourselves when the container begins to read.
     headers.remove(header::EXPECT);
     headers.remove(header::TE);
     if trailers {

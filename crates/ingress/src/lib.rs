@@ -10,6 +10,7 @@
 //! The one lock a request takes is its revision's.
 
 mod admission;
+mod affinity;
 mod arrival;
 mod body;
 mod chance;
@@ -22,6 +23,7 @@ mod record;
 mod refusal;
 mod request;
 mod trace;
+mod upgrade;
 mod upstream;
 
 use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
@@ -36,6 +38,7 @@ use tokio::sync::watch;
 
 pub use arrival::Arrival;
 pub(crate) use refusal::Refusal;
+pub use upgrade::Tunnel;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -79,6 +82,8 @@ pub struct Inputs {
     pub now: fn() -> Timestamp,
     /// Of the draws and of trace ids.
     pub seed: u64,
+    /// Seals the cookies of session affinity: those of an earlier process are good while it is the same.
+    pub affinity_key: [u8; 32],
 }
 
 pub struct Ingress {
@@ -89,6 +94,7 @@ pub struct Ingress {
     record: Box<dyn Fn(RequestRecord) + Send + Sync>,
     now: fn() -> Timestamp,
     chance: chance::Chance,
+    affinity: affinity::Affinity,
     inputs: (watch::Receiver<Arc<RouteTable>>, watch::Receiver<Arc<Endpoints>>),
 }
 
@@ -106,6 +112,7 @@ impl Ingress {
             record: inputs.record,
             now: inputs.now,
             chance: chance::Chance::new(inputs.seed),
+            affinity: affinity::Affinity::new(&inputs.affinity_key),
             inputs: (inputs.routes, inputs.endpoints),
         })
     }

@@ -21,7 +21,7 @@ pub(crate) struct Tally {
     started: Instant,
     timeout: Duration,
     upload: Option<Arc<Upload>>,
-    open: Open,
+    _open: Open,
 }
 
 impl Tally {
@@ -65,7 +65,7 @@ impl Tally {
             started: Instant::now(),
             timeout: Duration::ZERO,
             upload: None,
-            open: arrival.open(),
+            _open: arrival.open(),
         }
     }
 
@@ -90,7 +90,6 @@ impl Tally {
     pub(crate) fn drawn(&mut self, target: &RouteTarget) {
         self.record().revision = Some(target.revision.clone());
         self.timeout = target.timeout.duration();
-        self.open.ends_by(self.started + self.timeout);
     }
 
     pub(crate) fn admitted(&mut self, instance: &InstanceId) {
@@ -114,6 +113,12 @@ impl Tally {
 
     pub(crate) fn sent(&mut self, bytes: u64) {
         self.record().response_bytes += bytes;
+    }
+
+    /// So many bytes went up and down an upgraded connection.
+    pub(crate) fn passed(&mut self, up: u64, down: u64) {
+        self.record().request_bytes = up;
+        self.record().response_bytes = down;
     }
 
     pub(crate) fn refused(&mut self, refusal: &Refusal) {
@@ -149,7 +154,10 @@ impl Drop for Tally {
             return;
         };
         record.latency_micros = micros(self.started.elapsed());
-        record.request_bytes = self.upload.as_ref().map_or(0, |upload| upload.bytes());
+        if let Some(upload) = &self.upload {
+            record.request_bytes = upload.bytes();
+            upload.stop();
+        }
         (self.ingress.record)(record);
     }
 }

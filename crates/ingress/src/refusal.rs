@@ -19,8 +19,10 @@ pub(crate) const LARGEST_HTTP1_BODY: u64 = 32 << 20;
 pub(crate) enum Refusal {
     #[error("malformed request: {0}")]
     Malformed(&'static str),
-    #[error("protocol upgrade to {0} is not served")]
+    #[error("CONNECT for protocol {0} is not served")]
     Upgrade(String),
+    #[error("WebSocket was asked of a revision that gets HTTP/2")]
+    UpgradeOverHttp2,
     #[error("method CONNECT is not served")]
     Connect,
     #[error("no service answers at host \"{0}\"")]
@@ -62,7 +64,7 @@ impl Refusal {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
-            Self::Upgrade(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Upgrade(_) | Self::UpgradeOverHttp2 => StatusCode::NOT_IMPLEMENTED,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoRoute(_) => StatusCode::NOT_FOUND,
             Self::NoRevision(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -86,7 +88,10 @@ impl Refusal {
         const NO_ANSWER: &str = "The request failed because either the HTTP response was malformed or connection to the instance had an error.";
         match self {
             Self::Malformed(why) => why,
-            Self::Upgrade(_) => "WebSocket and other protocol upgrades are not served by this Homerun yet.",
+            Self::Upgrade(_) => "CONNECT for this protocol is not served: websocket is.",
+            Self::UpgradeOverHttp2 => {
+                "WebSocket needs HTTP/1.1 to the container, and this service gets HTTP/2 (--use-http2)."
+            }
             Self::Connect => "Method CONNECT is not allowed.",
             Self::NoRoute(_) => "Page not found: no service answers at this host.",
             Self::NoRevision(_) => "No revision of this service is ready yet.",

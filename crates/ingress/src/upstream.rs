@@ -1,21 +1,27 @@
 //! Connections to instances: opened through the engine's function, kept by each thread for itself.
 //!
 //! HTTP/1 connections lie on a stack per instance, the last used on top; one that was cut off in the middle is never
-//! put back. HTTP/2 (`h2c`) has one connection per instance and thread, shared by its requests. A kept connection is
-//! given up after [`IDLE_LIMIT`], looked at when another one is put down and by [`prune`].
+//! put back. An HTTP/2 connection (`h2c`) is shared by as many requests as the instance allows on one, at most
+//! [`STREAMS`]; the next is opened when all are full, one at a time, so that a burst does not open one for each request.
+//! A kept connection is given up after [`IDLE_LIMIT`], looked at when another one is put down and by [`prune`].
 
 use std::{
     cell::RefCell,
     collections::HashMap,
     io,
     os::fd::OwnedFd,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use model::{InstanceId, Protocol};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Semaphore};
 
 use crate::{Instances, body::Outgoing};
 
@@ -23,6 +29,15 @@ use crate::{Instances, body::Outgoing};
 /// that a busy one is not connected to anew for requests beyond a smaller number (measured at 512 clients: with 64 kept,
 /// ten times the CPU per request).
 const KEPT_PER_INSTANCE: usize = 1000;
+
+/// Most requests at a time on one HTTP/2 connection to an instance, when the instance allows so many (Cloud Run's own
+/// limit for a client's connection).
+const STREAMS: usize = 100;
+
+/// What a stream may have on its way without being read, in bytes, and what all streams of a connection may: who does
+/// not read holds up nobody else.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
+pub(crate) const CONNECTION_WINDOW: u32 = 100 * STREAM_WINDOW;
 
 /// How long a connection is kept without a request.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
@@ -35,13 +50,22 @@ pub(crate) enum Error {
     Exchange(#[source] hyper::Error),
     #[error("the answer switches protocols, which was not asked for")]
     Switching,
+    #[error("it answered {} in place of switching to WebSocket", .0.as_u16())]
+    Declined(http::StatusCode),
 }
 
 /// A way to send one request to an instance.
 #[derive(Debug)]
 pub(crate) enum Connection {
     Http1(http1::SendRequest<Outgoing>),
-    Http2(http2::SendRequest<Outgoing>),
+    Http2(Stream),
+}
+
+/// The place of one request on a shared connection; free again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) sender: http2::SendRequest<Outgoing>,
+    _place: Arc<AtomicUsize>,
 }
 
 struct Parked {
@@ -49,10 +73,25 @@ struct Parked {
     since: Instant,
 }
 
+/// An HTTP/2 connection.
+struct Shared {
+    sender: http2::SendRequest<Outgoing>,
+    /// How many requests at a time the instance allows; each request on it holds one more reference.
+    allowed: Arc<AtomicUsize>,
+    used: Instant,
+}
+
+#[derive(Default)]
+struct OfInstance {
+    shared: Vec<Shared>,
+    /// Alive while a connection is being opened.
+    opening: Weak<Semaphore>,
+}
+
 #[derive(Default)]
 struct Kept {
     http1: HashMap<InstanceId, Vec<Parked>>,
-    http2: HashMap<InstanceId, (http2::SendRequest<Outgoing>, Instant)>,
+    http2: HashMap<InstanceId, OfInstance>,
     pruned: Option<Instant>,
 }
 
@@ -73,44 +112,20 @@ impl Connection {
                 }
                 None
             }
-            Protocol::H2c => {
-                let (sender, used) = kept.http2.get_mut(instance)?;
-                if sender.is_closed() {
-                    kept.http2.remove(instance);
-                    return None;
-                }
-                *used = Instant::now();
-                Some(Self::Http2(sender.clone()))
-            }
+            Protocol::H2c => kept.http2.get_mut(instance)?.place().map(Self::Http2),
         })
     }
 
     pub(crate) async fn open(instances: &Instances, instance: &InstanceId, protocol: Protocol) -> Result<Self, Error> {
-        let stream = (instances.connect)(instance)
-            .map_err(Error::Connect)
-            .map(connected)?
-            .await
-            .map_err(Error::Connect)?;
-        let io = TokioIo::new(stream);
         match protocol {
             Protocol::Http1 => {
+                let io = connect(instances, instance).await?;
                 let (sender, connection) = http1::Builder::new().handshake(io).await.map_err(Error::Exchange)?;
                 // Its owner is the sender: the task ends when that is dropped. What it ends with, the sender tells.
-                tokio::spawn(async move { connection.await.ok() });
+                tokio::spawn(async move { connection.with_upgrades().await.ok() });
                 Ok(Self::Http1(sender))
             }
-            Protocol::H2c => {
-                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                    .handshake(io)
-                    .await
-                    .map_err(Error::Exchange)?;
-                tokio::spawn(async move { connection.await.ok() });
-                KEPT.with_borrow_mut(|kept| {
-                    let entry = (sender.clone(), Instant::now());
-                    kept.http2.insert(instance.clone(), entry);
-                });
-                Ok(Self::Http2(sender))
-            }
+            Protocol::H2c => Stream::open(instances, instance).await.map(Self::Http2),
         }
     }
 
@@ -137,6 +152,107 @@ impl Connection {
     }
 }
 
+impl Stream {
+    /// A place on a connection that others opened meanwhile, or on a new one.
+    async fn open(instances: &Instances, instance: &InstanceId) -> Result<Self, Error> {
+        let opening = loop {
+            let found = KEPT.with_borrow_mut(|kept| {
+                let of = kept.http2.entry(instance.clone()).or_default();
+                if let Some(stream) = of.place() {
+                    return Ok(stream);
+                }
+                // A closed one is done, and only still held by others who waited for it.
+                if let Some(other) = of.opening.upgrade().filter(|other| !other.is_closed()) {
+                    return Err(Turn::Wait(other));
+                }
+                let ours = Opening(Arc::new(Semaphore::new(0)));
+                of.opening = Arc::downgrade(&ours.0);
+                Err(Turn::Open(ours))
+            });
+            match found {
+                Ok(stream) => return Ok(stream),
+                Err(Turn::Open(ours)) => break ours,
+                Err(Turn::Wait(other)) => {
+                    // Nothing is ever given out: it ends by being closed.
+                    let _ = other.acquire().await;
+                }
+            }
+        };
+        let io = connect(instances, instance).await?;
+        let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .handshake(io)
+            .await
+            .map_err(Error::Exchange)?;
+        let allowed = Arc::new(AtomicUsize::new(STREAMS));
+        let told = Arc::downgrade(&allowed);
+        // Its owners are the senders, as above.
+        tokio::spawn(std::future::poll_fn(move |cx| {
+            let polled = std::pin::Pin::new(&mut connection).poll(cx);
+            if let (Poll::Pending, Some(allowed)) = (&polled, told.upgrade()) {
+                allowed.store(
+                    connection.current_max_send_streams().clamp(1, STREAMS),
+                    Ordering::Relaxed,
+                );
+            }
+            polled.map(drop)
+        }));
+        let stream = Self {
+            sender: sender.clone(),
+            _place: allowed.clone(),
+        };
+        KEPT.with_borrow_mut(|kept| {
+            kept.http2.entry(instance.clone()).or_default().shared.push(Shared {
+                sender,
+                allowed,
+                used: Instant::now(),
+            });
+        });
+        drop(opening);
+        Ok(stream)
+    }
+}
+
+/// Whose turn it is to open a connection.
+enum Turn {
+    Open(Opening),
+    Wait(Arc<Semaphore>),
+}
+
+/// A connection is being opened; those who wait are told when it is there, or when it failed.
+struct Opening(Arc<Semaphore>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl OfInstance {
+    /// A place on the first connection that has one.
+    fn place(&mut self) -> Option<Stream> {
+        self.shared.retain(|shared| !shared.sender.is_closed());
+        let free = self.shared.iter_mut().find(|shared| shared.has_room())?;
+        free.used = Instant::now();
+        Some(Stream {
+            sender: free.sender.clone(),
+            _place: free.allowed.clone(),
+        })
+    }
+}
+
+impl Shared {
+    fn in_flight(&self) -> usize {
+        Arc::strong_count(&self.allowed) - 1
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight() < self.allowed.load(Ordering::Relaxed)
+    }
+}
+
 /// Gives up this thread's connections that are closed or idle for too long.
 pub(crate) fn prune() {
     KEPT.with_borrow_mut(|kept| kept.prune(Instant::now()));
@@ -149,10 +265,22 @@ impl Kept {
             stack.retain(|parked| parked.sender.is_ready() && now - parked.since < IDLE_LIMIT);
             !stack.is_empty()
         });
-        // A request in flight has its own clone of the sender.
-        self.http2
-            .retain(|_, (sender, used)| !sender.is_closed() && now - *used < IDLE_LIMIT);
+        self.http2.retain(|_, of| {
+            of.shared.retain(|shared| {
+                !shared.sender.is_closed() && (shared.in_flight() > 0 || now - shared.used < IDLE_LIMIT)
+            });
+            !of.shared.is_empty() || of.opening.strong_count() > 0
+        });
     }
+}
+
+async fn connect(instances: &Instances, instance: &InstanceId) -> Result<TokioIo<TcpStream>, Error> {
+    let stream = (instances.connect)(instance)
+        .map_err(Error::Connect)
+        .map(connected)?
+        .await
+        .map_err(Error::Connect)?;
+    Ok(TokioIo::new(stream))
 }
 
 /// Waits for the connect that was started on `socket`.

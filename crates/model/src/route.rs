@@ -38,6 +38,8 @@ pub struct RouteTarget {
     pub timeout: RequestTimeout,
     pub protocol: Protocol,
     pub max_instances: NonZeroU32,
+    /// A client comes back to the instance that served it.
+    pub session_affinity: bool,
 }
 
 /// Who may call.
@@ -154,6 +156,7 @@ impl RouteTarget {
             timeout: template.timeout,
             protocol: template.port.protocol,
             max_instances: template.scaling.max,
+            session_affinity: template.session_affinity == Some(true),
         }
     }
 }

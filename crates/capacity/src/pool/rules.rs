@@ -42,10 +42,10 @@ fn admitted(arrival: Arrival) -> Admitted {
 fn eighty_one_requests_at_concurrency_80_leave_one_queued() {
     let mut pool = pool(80, &[1]);
     let slots: Vec<_> = (0..80)
-        .map(|ticket| admitted(pool.arrive(Ticket(ticket), LATER)))
+        .map(|ticket| admitted(pool.arrive(Ticket(ticket), LATER, None)))
         .collect();
     assert_eq!(slots.iter().filter(|slot| slot.woke).count(), 1);
-    assert_eq!(pool.arrive(Ticket(80), LATER), Arrival::Queued);
+    assert_eq!(pool.arrive(Ticket(80), LATER, None), Arrival::Queued);
     assert_eq!((pool.demand().in_flight, pool.demand().queued), (80, 1));
     let changes = pool.sync(&endpoints(&[1, 2]));
     let [(Ticket(80), on)] = changes.admitted.as_slice() else {
@@ -58,7 +58,7 @@ fn eighty_one_requests_at_concurrency_80_leave_one_queued() {
 fn packs_up_to_60_percent_then_levels() {
     let mut pool = pool(10, &[1, 2]);
     let taken: Vec<_> = (0..20)
-        .map(|ticket| admitted(pool.arrive(Ticket(ticket), LATER)).slot)
+        .map(|ticket| admitted(pool.arrive(Ticket(ticket), LATER, None)).slot)
         .map(|slot| slot.instance().clone())
         .collect();
     assert!(taken[..6].iter().all(|on| *on == id(1)), "{taken:?}");
@@ -71,27 +71,51 @@ fn packs_up_to_60_percent_then_levels() {
 fn fills_the_first_at_low_concurrency() {
     let mut pool = pool(3, &[1, 2]);
     let taken: Vec<_> = (0..6)
-        .map(|ticket| admitted(pool.arrive(Ticket(ticket), LATER)).slot)
+        .map(|ticket| admitted(pool.arrive(Ticket(ticket), LATER, None)).slot)
         .map(|slot| slot.instance().clone())
         .collect();
     assert_eq!(taken, [id(1), id(1), id(1), id(2), id(2), id(2)]);
 }
 
 #[test]
+fn the_preferred_instance_is_taken_while_it_has_room() {
+    let mut pool = pool(2, &[1, 2]);
+    let mut draining = endpoints(&[1, 2, 3]);
+    let on = |pool: &mut Pool, ticket, preferred: u8| {
+        let admitted = admitted(pool.arrive(Ticket(ticket), LATER, Some(&id(preferred))));
+        admitted.slot.instance().clone()
+    };
+    assert_eq!(on(&mut pool, 1, 2), id(2));
+    assert_eq!(on(&mut pool, 2, 2), id(2));
+    assert_eq!(on(&mut pool, 3, 2), id(1), "it is full");
+    assert_eq!(on(&mut pool, 4, 9), id(1), "it is gone");
+    draining.instances[2].draining = true;
+    assert_eq!(pool.sync(&draining), Changes::default());
+    assert_eq!(
+        pool.arrive(Ticket(5), LATER, Some(&id(3))),
+        Arrival::Queued,
+        "it is ending"
+    );
+}
+
+#[test]
 fn the_queue_is_bounded() {
     let mut pool = pool(1, &[]);
     for ticket in 0..QUEUE_LIMIT as u64 {
-        assert_eq!(pool.arrive(Ticket(ticket), LATER), Arrival::Queued);
+        assert_eq!(pool.arrive(Ticket(ticket), LATER, None), Arrival::Queued);
     }
-    assert_eq!(pool.arrive(Ticket(QUEUE_LIMIT as u64), LATER), Arrival::Refused);
+    assert_eq!(pool.arrive(Ticket(QUEUE_LIMIT as u64), LATER, None), Arrival::Refused);
     assert!(pool.cancel(Ticket(7)) && !pool.cancel(Ticket(7)));
-    assert_eq!(pool.arrive(Ticket(QUEUE_LIMIT as u64 + 1), LATER), Arrival::Queued);
+    assert_eq!(
+        pool.arrive(Ticket(QUEUE_LIMIT as u64 + 1), LATER, None),
+        Arrival::Queued
+    );
 }
 
 #[test]
 fn a_failed_start_is_told_only_without_hope() {
     let mut pool = pool(1, &[]);
-    assert_eq!(pool.arrive(Ticket(1), LATER), Arrival::Queued);
+    assert_eq!(pool.arrive(Ticket(1), LATER, None), Arrival::Queued);
     let failed = |failed_starts, starting, ready: &[u8]| RevisionEndpoints {
         starting,
         failed_starts,
@@ -104,7 +128,7 @@ fn a_failed_start_is_told_only_without_hope() {
         "another one is starting"
     );
     assert_eq!(pool.sync(&failed(2, 0, &[])).start_failed, [Ticket(1)]);
-    assert_eq!(pool.arrive(Ticket(2), LATER), Arrival::Queued);
+    assert_eq!(pool.arrive(Ticket(2), LATER, None), Arrival::Queued);
     assert_eq!(
         pool.sync(&failed(2, 0, &[])),
         Changes::default(),
@@ -112,7 +136,7 @@ fn a_failed_start_is_told_only_without_hope() {
     );
     let changes = pool.sync(&failed(3, 0, &[1]));
     assert_eq!(changes.admitted.len(), 1);
-    assert_eq!(pool.arrive(Ticket(3), LATER), Arrival::Queued);
+    assert_eq!(pool.arrive(Ticket(3), LATER, None), Arrival::Queued);
     assert_eq!(
         pool.sync(&failed(4, 0, &[1])),
         Changes::default(),
@@ -123,12 +147,12 @@ fn a_failed_start_is_told_only_without_hope() {
 #[test]
 fn one_that_drains_finishes_and_goes() {
     let mut pool = pool(2, &[1]);
-    let first = admitted(pool.arrive(Ticket(1), LATER)).slot;
-    let second = admitted(pool.arrive(Ticket(2), LATER)).slot;
+    let first = admitted(pool.arrive(Ticket(1), LATER, None)).slot;
+    let second = admitted(pool.arrive(Ticket(2), LATER, None)).slot;
     let mut draining = endpoints(&[1]);
     draining.instances[0].draining = true;
     assert_eq!(pool.sync(&draining), Changes::default());
-    assert_eq!(pool.arrive(Ticket(3), LATER), Arrival::Queued);
+    assert_eq!(pool.arrive(Ticket(3), LATER, None), Arrival::Queued);
     assert_eq!(pool.leave(first), Left::Free);
     assert_eq!(pool.sync(&endpoints(&[])), Changes::default());
     let left = InstanceDemand {
@@ -148,6 +172,8 @@ fn one_that_drains_finishes_and_goes() {
 enum Event {
     Arrive {
         patience: u8,
+        /// One of the eight instances, or none.
+        prefers: u8,
     },
     /// The slot at this share of those held.
     Leave(u8),
@@ -164,7 +190,7 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        8 => any::<u8>().prop_map(|patience| Event::Arrive { patience }),
+        8 => (any::<u8>(), 0_u8..16).prop_map(|(patience, prefers)| Event::Arrive { patience, prefers }),
         6 => any::<u8>().prop_map(Event::Leave),
         1 => any::<u8>().prop_map(Event::Cancel),
         2 => (any::<u8>(), any::<u8>(), any::<bool>(), any::<bool>()).prop_map(
@@ -211,12 +237,15 @@ proptest! {
         let bound = concurrency as usize;
         for (number, event) in events.into_iter().enumerate() {
             match event {
-                Event::Arrive { patience } => {
+                Event::Arrive { patience, prefers } => {
                     let ticket = Ticket(number as u64);
                     let deadline = Tick(now.0 + u64::from(patience));
                     let free = oracle.has_free_slot(bound);
-                    match pool.arrive(ticket, deadline) {
+                    let prefers = id(prefers);
+                    let has_room = oracle.open.get(&prefers) == Some(&false) && oracle.load(&prefers) < bound;
+                    match pool.arrive(ticket, deadline, Some(&prefers)) {
                         Arrival::Admitted(admitted) => {
+                            prop_assert!(!has_room || *admitted.slot.instance() == prefers, "it gets what it prefers");
                             prop_assert!(oracle.waiting.is_empty(), "nobody is overtaken");
                             oracle.admit(ticket, admitted);
                         }

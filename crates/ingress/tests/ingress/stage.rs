@@ -43,6 +43,7 @@ pub(crate) struct Settings {
     pub(crate) concurrency: u32,
     pub(crate) timeout: u32,
     pub(crate) protocol: Protocol,
+    pub(crate) session_affinity: bool,
     pub(crate) invokers: Vec<Member>,
 }
 
@@ -52,6 +53,7 @@ impl Default for Settings {
             concurrency: 80,
             timeout: 30,
             protocol: Protocol::Http1,
+            session_affinity: false,
             invokers: vec![Member::AllUsers],
         }
     }
@@ -156,6 +158,7 @@ impl Stage {
             }),
             now: || Timestamp::from_micros(1_700_000_000_000_000),
             seed: 7,
+            affinity_key: [7; 32],
         });
         let (roots, config) = certificate();
         let local: SocketAddr = "127.0.0.1:0".parse().expect("an address");
@@ -220,7 +223,7 @@ impl Stage {
             cpu_allocation: None,
             sandbox: None,
             startup_cpu_boost: None,
-            session_affinity: None,
+            session_affinity: Some(settings.session_affinity),
             kpa: None,
         };
         let zero = Timestamp::default();
