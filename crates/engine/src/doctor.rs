@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::cgroup::Layout;
+use crate::{cgroup::Layout, egress};
 
 /// One thing that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ fn finding(problem: impl Into<String>, remedy: impl Into<String>) -> Finding {
     }
 }
 
-/// Everything that this machine lacks, nothing when it can run instances. Starts two processes, changes nothing.
+/// Everything that this machine lacks, nothing when it can run instances. Starts a few processes, changes nothing.
 pub fn doctor() -> Vec<Finding> {
     let mut found = Vec::new();
     if !rustix::process::geteuid().is_root() {
@@ -37,6 +37,7 @@ pub fn doctor() -> Vec<Finding> {
     found.extend(runtime());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     found.extend(groups(Layout::parse(&mounts).as_ref()));
+    found.extend(way_out());
     let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !file_systems
         .lines()
@@ -79,6 +80,25 @@ fn runtime() -> Option<Finding> {
         Ok(output) => Some(finding(format!("crun does not run: {}", output.status), remedy)),
         Err(error) => Some(finding(format!("crun is not there: {error}"), remedy)),
     }
+}
+
+/// Without it instances run, and reach nobody.
+fn way_out() -> Option<Finding> {
+    let Some(nft) = program(Path::new("nft")) else {
+        return Some(finding(
+            "nft is not there: instances have no way out",
+            "apt-get install --yes nftables",
+        ));
+    };
+    // Only root may try.
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let error = egress::trial(&nft).err()?;
+    Some(finding(
+        format!("instances have no way out: {error}"),
+        "modprobe --all veth nft_tproxy nft_fib_inet nft_reject_inet",
+    ))
 }
 
 fn groups(layout: Option<&Layout>) -> Vec<Finding> {

@@ -29,7 +29,7 @@ use rustix::{
 use crate::{
     cgroup::{Groups, Layout},
     claim::{Claim, RunDir, Wait},
-    network, process, rootfs, sweep,
+    egress, network, process, rootfs, sweep,
     wire::{self, End, Order, Report, Start},
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Duty {
     pub(crate) run: RunDir,
     pub(crate) runtime: PathBuf,
     pub(crate) layout: Layout,
+    /// Whether instances have a way out.
+    pub(crate) egress: bool,
 }
 
 /// Runs as launcher until the server is gone. `duty` is the argument after [`LAUNCHER`]; standard input is the socket.
@@ -72,6 +74,7 @@ struct Launcher {
     socket: OwnedFd,
     children: OwnedFd,
     home: network::Home,
+    egress: Option<egress::Link>,
     /// By the first id of the range. Making one costs a fork, and ranges are used again.
     user_namespaces: HashMap<u32, OwnedFd>,
     /// The runtime's `create` of which instance.
@@ -111,6 +114,7 @@ impl Launcher {
             kept = Some(tree);
         }
         Ok(Self {
+            egress: duty.egress.then(|| egress::Link::start(&duty.id8)),
             duty,
             layout,
             socket,
@@ -131,7 +135,9 @@ impl Launcher {
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(&self.children, PollFlags::IN),
             ];
-            match poll(&mut files, None) {
+            let rest = self.egress.as_mut().and_then(egress::Link::turn);
+            let rest = rest.and_then(|rest| rest.try_into().ok());
+            match poll(&mut files, rest.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -210,7 +216,8 @@ impl Launcher {
                 process::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
             }
             rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
-            rootfs::assemble(&run.place(), &start.layers, ids, start.first_id)?;
+            let resolver = self.duty.egress.then_some(egress::RESOLVER);
+            rootfs::assemble(&run.place(), &start.layers, ids, start.first_id, resolver)?;
             process::close_on_exec().map_err(rootfs::describe("close files"))
         };
         if let Err(why) = prepare() {
@@ -245,12 +252,18 @@ impl Launcher {
                 (None, Some(signal)) => End::Signal(signal),
                 (None, None) => continue,
             };
+            if self.egress.as_mut().is_some_and(|egress| egress.ended(pid, end)) {
+                continue;
+            }
             if let Some(id) = self.creating.remove(&pid) {
                 self.created(id, end)?;
                 if self.creating.is_empty() {
                     self.strays.clear();
                 }
             } else if let Some(id) = self.running.remove(&pid) {
+                if let Some(egress) = &mut self.egress {
+                    egress.release(&id);
+                }
                 self.report(&Report::Exited { id, end }, &[])?;
             } else if !self.creating.is_empty() {
                 self.strays.insert(pid, end);
@@ -286,15 +299,20 @@ impl Launcher {
             .map_err(|e| rootfs::describe("open the instance's process")(e.into()))?;
         let network = network::open_namespace(&format!("/proc/{number}/ns/net"))
             .map_err(rootfs::describe("open the instance's network"))?;
+        let way_out = self.egress.as_mut().map(|egress| egress.slot(id));
         self.home
-            .add_address(&network)
+            .furnish(&network, way_out)
             .map_err(rootfs::describe("give the instance its address"))?;
         self.running.insert(pid, id.to_owned());
         let report = Report::Created {
             id: id.to_owned(),
             pid: number,
         };
-        Ok(self.report(&report, &[&process, &network]))
+        let sent = self.report(&report, &[&process, &network]);
+        if let Some(egress) = &mut self.egress {
+            egress.attach(id, network);
+        }
+        Ok(sent)
     }
 
     /// The server is gone: so is everything it had running.

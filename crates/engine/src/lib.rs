@@ -22,11 +22,13 @@ mod claim;
 mod cpu;
 mod cutoff;
 mod doctor;
+mod egress;
 mod gate;
 mod ids;
 mod launch;
 mod launcher;
 mod life;
+mod netlink;
 mod network;
 mod output;
 mod probe;
@@ -75,6 +77,7 @@ use crate::{
 };
 pub use crate::{
     doctor::{Finding, doctor},
+    egress::{EGRESS, egress_main},
     ids::FIRST_ID,
     launch::LaunchError,
     launcher::{LAUNCHER, launcher_main},
@@ -98,8 +101,19 @@ pub struct Settings {
     pub launcher: PathBuf,
     /// `crun`, or a path to it.
     pub runtime: PathBuf,
+    /// Where instances may call.
+    pub egress: Egress,
     /// The first user and group id that instances run with; [`FIRST_ID`] unless something else has these.
     pub first_id: u32,
+}
+
+/// Where instances may call, as far as the machine allows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Egress {
+    /// Nowhere: loopback only.
+    Off,
+    /// The public internet, and a resolver.
+    Internet,
 }
 
 /// Why an engine cannot run on this machine.
@@ -225,6 +239,7 @@ impl Engine {
             run: run.clone(),
             runtime,
             layout: layout.clone(),
+            egress: settings.egress == Egress::Internet,
         };
         let (first_link, child) = Link::open(&settings.launcher, &duty, 1).await?;
         let first_link = Arc::new(first_link);

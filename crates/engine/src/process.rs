@@ -1,7 +1,7 @@
 //! New processes of the launcher, and what they are given.
 #![expect(
     unsafe_code,
-    reason = "clone3, close_range and dup2 onto a standard file have no safe form"
+    reason = "clone3, unshare, close_range and dup2 onto a standard file have no safe form"
 )]
 
 use std::{
@@ -56,6 +56,13 @@ pub(crate) fn user_namespace(first_id: u32) -> io::Result<OwnedFd> {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
     made
+}
+
+/// Gives the calling thread a new network namespace with nothing in it.
+pub(crate) fn new_network() -> io::Result<()> {
+    // SAFETY: of the flags only NEWNET is set, which gives no access to memory or files of others.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+    Ok(())
 }
 
 /// A file descriptor of standard input that is at its end. Not `/dev/null`: the runtime gives the device's node to the

@@ -9,6 +9,7 @@
 use std::{
     fs,
     io::{self, Write as _},
+    net::Ipv4Addr,
     os::{
         fd::{AsFd, AsRawFd as _, OwnedFd},
         unix::fs::{DirBuilderExt as _, chown},
@@ -48,9 +49,15 @@ pub(crate) fn leave_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts the root file system at `<place>/merged`. Needs a mount namespace that was left by [`leave_mounts`], and
+/// Mounts the root file system at `<place>/merged`, with `resolver` for its names. Needs a mount namespace that was left by [`leave_mounts`], and
 /// changes the working directory to `place`.
-pub(crate) fn assemble(place: &Path, layers: &[PathBuf], ids: impl AsFd, first_id: u32) -> Result<(), String> {
+pub(crate) fn assemble(
+    place: &Path,
+    layers: &[PathBuf],
+    ids: impl AsFd,
+    first_id: u32,
+    resolver: Option<Ipv4Addr>,
+) -> Result<(), String> {
     mount(
         "tmpfs",
         place,
@@ -90,7 +97,7 @@ pub(crate) fn assemble(place: &Path, layers: &[PathBuf], ids: impl AsFd, first_i
         Some(options.as_c_str()),
     )
     .map_err(|e| describe("mount the overlay")(e.into()))?;
-    furnish(first_id).map_err(describe("write /etc and /tmp of the instance"))
+    furnish(first_id, resolver).map_err(describe("write /etc and /tmp of the instance"))
 }
 
 /// Mounts `layer` at `point`, read-only, its ids shifted by the mapping of the user namespace `ids`.
@@ -133,7 +140,7 @@ fn shifted(layer: &Path, ids: impl AsFd, point: &str) -> io::Result<()> {
 
 /// Puts what every instance has into its root: `/tmp` for everybody, and the network's files in `/etc`. Paths are
 /// resolved as the instance would, so that no link of an image leads out.
-fn furnish(first_id: u32) -> io::Result<()> {
+fn furnish(first_id: u32, resolver: Option<Ipv4Addr>) -> io::Result<()> {
     let root = rustix::fs::open(
         MERGED,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -147,13 +154,15 @@ fn furnish(first_id: u32) -> io::Result<()> {
     };
     let address = crate::network::ADDRESS;
     let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{address} {HOST_NAME}\n");
+    let resolv = match resolver {
+        // A question that gets lost, as the first may, is soon asked again.
+        Some(address) => format!("nameserver {address}\noptions timeout:1 attempts:5\n"),
+        None => "# This instance has no network beyond its own loopback.\n".to_owned(),
+    };
     let files = [
         ("hosts", hosts.as_str()),
         ("hostname", "localhost\n"),
-        (
-            "resolv.conf",
-            "# This instance has no network beyond its own loopback.\n",
-        ),
+        ("resolv.conf", resolv.as_str()),
     ];
     for (name, text) in files {
         match rustix::fs::unlinkat(&etc, name, AtFlags::empty()) {

@@ -7,12 +7,16 @@ mod cpu;
 mod cutoff;
 #[path = "engine/death.rs"]
 mod death;
+#[path = "engine/egress.rs"]
+mod egress;
 #[path = "engine/ends.rs"]
 mod ends;
 #[path = "engine/images.rs"]
 mod images;
 #[path = "engine/inside.rs"]
 mod inside;
+#[path = "engine/internet.rs"]
+mod internet;
 #[path = "engine/lab.rs"]
 mod lab;
 #[path = "engine/limits.rs"]

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use engine::Egress;
 use model::{ProjectId, Region, Scheme};
 use serde::Deserialize;
 
@@ -44,6 +45,9 @@ pub(crate) struct Flags {
     /// Of the URLs that services are told to have: https, or http for quick trials [default: https]
     #[arg(long, env = "HOMERUN_URL_SCHEME", value_name = "SCHEME", value_parser = scheme)]
     url_scheme: Option<Scheme>,
+    /// Where instances may call: internet (no private range, no address of this machine), or off [default: internet]
+    #[arg(long, env = "HOMERUN_EGRESS", value_name = "WHERE", value_parser = egress)]
+    egress: Option<Egress>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -62,6 +66,7 @@ struct File {
     project: Option<ProjectId>,
     region: Option<Region>,
     url_scheme: Option<String>,
+    egress: Option<String>,
 }
 
 /// What is in force.
@@ -76,6 +81,7 @@ pub(crate) struct Config {
     pub(crate) project: ProjectId,
     pub(crate) region: Region,
     pub(crate) url_scheme: Scheme,
+    pub(crate) egress: Egress,
 }
 
 impl Config {
@@ -100,6 +106,7 @@ impl Config {
             .map(scheme)
             .transpose()
             .map_err(told("url-scheme"))?;
+        let file_egress = file.egress.as_deref().map(egress).transpose().map_err(told("egress"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -126,6 +133,7 @@ impl Config {
                 None => Region::parse("us-central1")?,
             },
             url_scheme: flags.url_scheme.or(file_scheme).unwrap_or(Scheme::Https),
+            egress: flags.egress.or(file_egress).unwrap_or(Egress::Internet),
         })
     }
 }
@@ -170,6 +178,14 @@ fn scheme(text: &str) -> Result<Scheme, String> {
         "http" => Ok(Scheme::Http),
         "https" => Ok(Scheme::Https),
         _ => Err(format!("\"{text}\" is neither http nor https")),
+    }
+}
+
+fn egress(text: &str) -> Result<Egress, String> {
+    match text {
+        "internet" => Ok(Egress::Internet),
+        "off" => Ok(Egress::Off),
+        _ => Err(format!("\"{text}\" is neither internet nor off")),
     }
 }
 
@@ -249,6 +265,7 @@ mod tests {
             ["--project", "P"],
             ["--url-scheme", "ftp"],
             ["--idle-retention", "soon"],
+            ["--egress", "everywhere"],
         ] {
             assert!(of(&words).is_err(), "{words:?}");
         }

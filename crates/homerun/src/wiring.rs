@@ -76,6 +76,7 @@ impl Homerun {
             log: lines,
             launcher: std::env::current_exe().context("cannot find this program's own file")?,
             runtime: PathBuf::from("crun"),
+            egress: config.egress,
             first_id: engine::FIRST_ID,
         })
         .await?;

@@ -9,6 +9,9 @@ fn main() -> ExitCode {
         (Some(word), Some(duty)) if word == homerun_engine::LAUNCHER => {
             ExitCode::from(homerun_engine::launcher_main(&duty))
         }
+        (Some(word), Some(duty)) if word == homerun_engine::EGRESS => {
+            ExitCode::from(homerun_engine::egress_main(&duty))
+        }
         _ => ExitCode::from(64),
     }
 }

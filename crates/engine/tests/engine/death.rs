@@ -166,6 +166,7 @@ async fn an_id_has_one_owner() {
         log,
         launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
         runtime: "crun".into(),
+        egress: homerun_engine::Egress::Off,
         first_id: homerun_engine::FIRST_ID,
     });
     let refused = second.await.expect_err("claimed");

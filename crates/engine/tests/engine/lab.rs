@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use homerun_engine::{Engine, FIRST_ID, Settings};
+use homerun_engine::{Egress, Engine, FIRST_ID, Settings};
 use image::{Digest, Images, Reference};
 use model::{
     ContainerSpec, CpuAllocation, EnvVar, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed,
@@ -190,6 +190,10 @@ impl Recipe {
 }
 
 pub(crate) async fn open(data: &Path, id8: &str, log: mpsc::Sender<LogLine>) -> (Engine, Images) {
+    open_with(data, id8, log, Egress::Off).await
+}
+
+async fn open_with(data: &Path, id8: &str, log: mpsc::Sender<LogLine>, egress: Egress) -> (Engine, Images) {
     let images = Images::open(&data.join("images")).expect("an image store");
     let settings = Settings {
         data_dir: data.to_owned(),
@@ -198,6 +202,7 @@ pub(crate) async fn open(data: &Path, id8: &str, log: mpsc::Sender<LogLine>) -> 
         log,
         launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
         runtime: "crun".into(),
+        egress,
         first_id: FIRST_ID,
     };
     (Engine::open(settings).await.expect("an engine"), images)
@@ -209,10 +214,15 @@ impl Lab {
     }
 
     pub(crate) async fn with(recipe: Recipe) -> Self {
+        Self::with_egress(recipe, Egress::Off).await
+    }
+
+    /// For tests in a network of their own.
+    pub(crate) async fn with_egress(recipe: Recipe, egress: Egress) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let (log, lines) = mpsc::channel(1000);
         let id8 = fresh_id8();
-        let (engine, images) = open(data.path(), &id8, log).await;
+        let (engine, images) = open_with(data.path(), &id8, log, egress).await;
         let image = recipe.store(&images).await;
         Self {
             observed: engine.observe(),
