@@ -9,6 +9,7 @@
 //! | `loopback` | serves on 127.0.0.1 only |
 //! | `hog MIB` | takes that much memory before it would listen |
 //! | `serve` | serves |
+//! | `sick` | serves, and is not well |
 //!
 //! | path | answers |
 //! |---|---|
@@ -19,6 +20,9 @@
 //! | `/shut` | its start, and takes no connection any more |
 //! | `/garbage` | what is no HTTP |
 //! | `/sleep?ms=N` | its start, after so many milliseconds |
+//! | `/health?status=N` | its start, and is from now on as well as status N says |
+//! | `/healthz` | with that status; at first 200, or 500 of a `sick` one |
+//! | `/background?ms=N` | its start, and computes for so many milliseconds afterwards |
 //! | any other | its start, which no other instance shares |
 
 #![allow(unsafe_code, reason = "SIGTERM needs a handler, see `signal`; `allow`, since plain rustc denies nothing")]
@@ -31,7 +35,7 @@ use std::os::fd::AsRawFd;
 use std::process;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SIGTERM: i32 = 15;
 
@@ -43,6 +47,7 @@ unsafe extern "C" {
 }
 
 static LISTENER: AtomicI32 = AtomicI32::new(-1);
+static HEALTH: AtomicI32 = AtomicI32::new(200);
 
 extern "C" fn end(_signal: i32) {
     // SAFETY: `_exit` may be called in a signal handler; nothing of this process outlives it.
@@ -79,6 +84,10 @@ fn main() {
         },
         Some("loopback") => Ipv4Addr::LOCALHOST,
         Some("serve") => Ipv4Addr::UNSPECIFIED,
+        Some("sick") => {
+            HEALTH.store(500, Ordering::SeqCst);
+            Ipv4Addr::UNSPECIFIED
+        }
         other => {
             eprintln!("no such way to be broken: {other:?}");
             process::exit(64);
@@ -145,8 +154,20 @@ fn serve(connection: &TcpStream, start: u128) -> io::Result<()> {
         if let Some(code) = target.strip_prefix("/crash?code=") {
             process::exit(code.parse().unwrap_or(1));
         }
+        if let Some(status) = target.strip_prefix("/health?status=") {
+            HEALTH.store(status.parse().unwrap_or(500), Ordering::SeqCst);
+        }
+        if let Some(millis) = target.strip_prefix("/background?ms=") {
+            let until = Instant::now() + Duration::from_millis(millis.parse().unwrap_or(0));
+            thread::spawn(move || {
+                while Instant::now() < until {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let status = if target == "/healthz" { HEALTH.load(Ordering::SeqCst) } else { 200 };
         let text = format!("{start}\n");
-        write!(writer, "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{text}", text.len())?;
+        write!(writer, "HTTP/1.1 {status} Said\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{text}", text.len())?;
     }
 }
 

@@ -9,6 +9,7 @@ mod faults;
 mod half_open;
 mod images;
 mod ingress;
+mod probes;
 mod protocols;
 mod scaling;
 mod settings;

@@ -100,3 +100,45 @@ fn without_a_version_2_tree() {
         .status();
     assert!(status.expect("unshare runs").success());
 }
+
+/// Prints what giving the CPU back costs the first request: requests on new connections, each after a pause in which
+/// the one instance was frozen and the other was not, in turns.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a figure, not a test: run it by its name with --no-capture"]
+async fn thaw_figure() {
+    let mut lab = Lab::open().await;
+    let awake = lab.ready(lab.spec(&[])).await;
+    let mut spec = lab.spec(&[]);
+    spec.cpu_allocation = CpuAllocation::Request;
+    let frozen = lab.ready(spec).await;
+    let engine = std::sync::Arc::clone(&lab.engine);
+    let mut measured = tokio::task::spawn_blocking(move || {
+        let mut all = [Vec::new(), Vec::new()];
+        for _ in 0..100 {
+            for (id, times) in [&awake, &frozen].into_iter().zip(&mut all) {
+                std::thread::sleep(Duration::from_millis(130));
+                let begin = std::time::Instant::now();
+                engine.activity(id, Activity::Busy);
+                let socket = engine.connect(id).expect("a process");
+                assert_eq!(crate::lab::request(socket, "/").expect("answered"), "ok");
+                times.push(begin.elapsed());
+                engine.activity(id, Activity::Idle);
+            }
+        }
+        all
+    })
+    .await
+    .expect("no panic");
+    for (what, times) in ["awake", "frozen"].into_iter().zip(&mut measured) {
+        times.sort();
+        let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
+        eprintln!(
+            "{what}: min {:?} p50 {:?} p90 {:?} p99 {:?}",
+            at(0),
+            at(50),
+            at(90),
+            at(99)
+        );
+    }
+    lab.close().await;
+}
