@@ -123,7 +123,7 @@ pub(crate) fn configuration(
             "terminal": false,
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
             "args": arguments,
-            "env": environment(spec, config),
+            "env": environment(spec, config, user),
             "cwd": directory,
             "capabilities": {
                 "bounding": bounding,
@@ -154,8 +154,9 @@ fn arguments<'a>(spec: &'a InstanceSpec, config: &'a ImageConfig) -> Result<Vec<
     Ok(all)
 }
 
-/// The image's, then the spec's; of two with one name the last wins and takes the first one's place.
-fn environment(spec: &InstanceSpec, config: &ImageConfig) -> Vec<String> {
+/// The image's, then the spec's; of two with one name the last wins and takes the first one's place. Every program is
+/// told a path and its user's own directory.
+fn environment(spec: &InstanceSpec, config: &ImageConfig, user: &User) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
     let mut all: Vec<String> = Vec::new();
     let own = spec.container.env.iter().map(|v| format!("{}={}", v.name, v.value));
@@ -165,8 +166,11 @@ fn environment(spec: &InstanceSpec, config: &ImageConfig) -> Vec<String> {
             None => all.push(entry),
         }
     }
-    if !all.iter().any(|entry| name(entry) == "PATH") {
-        all.push(format!("PATH={DEFAULT_PATH}"));
+    let home = if user.home.is_empty() { "/" } else { &user.home };
+    for (variable, value) in [("PATH", DEFAULT_PATH), ("HOME", home)] {
+        if !all.iter().any(|entry| name(entry) == variable) {
+            all.push(format!("{variable}={value}"));
+        }
     }
     all
 }
@@ -211,7 +215,7 @@ fn mounts(spec: &InstanceSpec) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::num::NonZeroU16;
 
     use model::{ContainerSpec, CpuAllocation, EnvVar, InstanceId, Probe, Region, RevisionKey, Sandbox, ServiceKey};
@@ -282,12 +286,23 @@ mod tests {
             uid: 1000,
             gid: 1001,
             groups: vec![7],
+            home: "/home/app".to_owned(),
         };
         let made = configuration(spec, &image(), &user, &lodging(one_tree));
         let mut made = made.expect("a command is there");
         // Long; what it does is tested from the inside of an instance.
         made["linux"]["seccomp"]["syscalls"] = json!("...");
         made
+    }
+
+    /// The whole of it, for those who read it.
+    pub(crate) fn of_one(one_tree: bool) -> Value {
+        let user = User {
+            uid: 1000,
+            gid: 1001,
+            ..User::default()
+        };
+        configuration(&spec(), &image(), &user, &lodging(one_tree)).expect("a command is there")
     }
 
     #[test]

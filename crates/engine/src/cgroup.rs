@@ -147,6 +147,14 @@ impl Groups {
         &self.layout
     }
 
+    /// Those at a path below each hierarchy.
+    pub(crate) fn at(layout: &Layout, path: &Path) -> Self {
+        Self {
+            layout: layout.clone(),
+            path: path.to_owned(),
+        }
+    }
+
     /// A file of the instance's group in the hierarchy of `controller`.
     pub(crate) fn file(&self, controller: &str, name: &str) -> io::Result<PathBuf> {
         let root = self
@@ -179,6 +187,60 @@ impl Groups {
             }
             Layout::V1 { unified: None, .. } | Layout::V2 { .. } => Ok(None),
         }
+    }
+
+    /// Makes the group that our own sandbox's maker is to be born in: with version 2 the only one, with its limits.
+    pub(crate) fn make_first(&self, limits: &[(String, String, String)]) -> io::Result<Option<OwnedFd>> {
+        let Layout::V2 { root } = &self.layout else {
+            return self.make_unified();
+        };
+        let group = root.join(&self.path);
+        if fs::create_dir(&group).is_err() {
+            // Above a group that limits there must be none but groups that let it.
+            let mut above: Vec<&Path> = self.path.ancestors().skip(1).collect();
+            above.reverse();
+            for parent in above {
+                let parent = root.join(parent);
+                fs::create_dir_all(&parent)?;
+                fs::write(parent.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+            }
+            fs::create_dir_all(&group)?;
+        }
+        self.limit(limits)?;
+        Ok(Some(File::open(group)?.into()))
+    }
+
+    /// Makes the group of each hierarchy of version 1 and moves the calling process, which must have one thread, into
+    /// it. One thread that moves itself waits for nobody; a process that is moved, or that moves itself as a process,
+    /// waits until every CPU has noticed: 7 to 15 ms on an idle machine.
+    pub(crate) fn enter(&self, limits: &[(String, String, String)]) -> io::Result<()> {
+        let Layout::V1 { hierarchies, .. } = &self.layout else {
+            return Ok(());
+        };
+        let mut roots: Vec<&PathBuf> = hierarchies.values().collect();
+        roots.sort_unstable();
+        roots.dedup();
+        for root in &roots {
+            fs::create_dir_all(root.join(&self.path))?;
+        }
+        if let Some(root) = hierarchies.get("cpuset") {
+            inherit_cpus(root, &self.path)?;
+        }
+        self.limit(limits)?;
+        for root in roots {
+            fs::write(root.join(&self.path).join("tasks"), "0")?;
+        }
+        Ok(())
+    }
+
+    fn limit(&self, limits: &[(String, String, String)]) -> io::Result<()> {
+        for (controller, name, text) in limits {
+            let file = self.file(controller, name)?;
+            fs::write(&file, text).map_err(|error| {
+                io::Error::new(error.kind(), format!("writing {text} to {}: {error}", file.display()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Sets the CPU limit, or lifts it.
@@ -271,6 +333,21 @@ impl Groups {
     pub(crate) fn clear(&self) -> io::Result<()> {
         clear(&self.layout, &self.path)
     }
+}
+
+/// A new group of version 1's cpuset has no CPUs, and takes no process until it has.
+fn inherit_cpus(root: &Path, path: &Path) -> io::Result<()> {
+    let mut above: Vec<&Path> = path.ancestors().collect();
+    above.reverse();
+    for (parent, group) in above.iter().zip(&above[1..]) {
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            let file = root.join(group).join(name);
+            if fs::read_to_string(&file)?.trim().is_empty() {
+                fs::write(&file, fs::read_to_string(root.join(parent).join(name))?)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Readable when memory ran out; see [`Groups::memory_alarm`].

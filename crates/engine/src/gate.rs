@@ -5,10 +5,12 @@
 
 use std::{
     fs, io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
+
+use tokio::io::unix::AsyncFd;
 
 /// The name of the mark in the bundle of an instance that has not been released.
 const MARK: &str = "parked";
@@ -26,6 +28,8 @@ pub(crate) struct Gate {
 pub(crate) enum Way {
     /// crun's: one byte into its fifo. It has to be removed then, or crun takes the instance for a created one.
     Fifo(PathBuf),
+    /// Our own sandbox's: one byte into its socket. More than one is nobody's harm, it is closed by the program's start.
+    Socket(AsyncFd<OwnedFd>),
 }
 
 /// Marks the instance of a bundle as parked.
@@ -62,6 +66,27 @@ impl Gate {
                 io::Write::write_all(&mut fifo, &[0])?;
                 fs::remove_file(path)
             }
+            Way::Socket(socket) => {
+                let socket = socket.get_ref();
+                rustix::net::send(
+                    socket,
+                    &[0],
+                    rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
+                )?;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Gate {
+    /// Until the process behind the open gate runs its program, or is gone; what crun made does not tell, and there it
+    /// returns at once. Whether it told.
+    pub(crate) async fn passed(&self) -> bool {
+        match &self.way {
+            Way::Fifo(_) => false,
+            // The process closes its end by becoming the program.
+            Way::Socket(socket) => socket.readable().await.is_ok(),
         }
     }
 }

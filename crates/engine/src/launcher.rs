@@ -29,7 +29,9 @@ use rustix::{
 use crate::{
     cgroup::{Groups, Layout},
     claim::{Claim, RunDir, Wait},
-    egress, network, process, rootfs, sweep,
+    egress, network, process, rootfs,
+    sandbox::{Infant, Nursery, Plan, Reaped, Request},
+    sweep,
     wire::{self, End, Order, Report, Start},
 };
 
@@ -80,6 +82,9 @@ struct Launcher {
     /// The runtime's `create` of which instance.
     creating: HashMap<Pid, String>,
     running: HashMap<Pid, String>,
+    nursery: Nursery,
+    /// The gates of our own sandboxes: while they are held here, a parked one outlives its server.
+    gates: HashMap<Pid, OwnedFd>,
     /// Ended before we knew whose it was.
     strays: HashMap<Pid, End>,
     _unified: Option<OwnedFd>,
@@ -123,6 +128,8 @@ impl Launcher {
             user_namespaces: HashMap::new(),
             creating: HashMap::new(),
             running: HashMap::new(),
+            nursery: Nursery::open()?,
+            gates: HashMap::new(),
             strays: HashMap::new(),
             _unified: kept,
         })
@@ -134,6 +141,7 @@ impl Launcher {
             let mut files = [
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(&self.children, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.nursery.words(), PollFlags::IN),
             ];
             let rest = self.egress.as_mut().and_then(egress::Link::turn);
             let rest = rest.and_then(|rest| rest.try_into().ok());
@@ -141,9 +149,12 @@ impl Launcher {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [asked, ended] = files.map(|file| !file.revents().is_empty());
+            let [asked, ended, heard] = files.map(|file| !file.revents().is_empty());
             let mut alive = true;
-            if ended {
+            if heard || ended {
+                alive = self.hear().is_ok();
+            }
+            if ended && alive {
                 alive = self.reap().is_ok();
             }
             if asked && alive {
@@ -168,14 +179,20 @@ impl Launcher {
     fn obey(&mut self, order: Order, files: Vec<OwnedFd>) -> io::Result<()> {
         match order {
             Order::Leave => Ok(()),
-            Order::Start(start) => match self.create(&start, &files) {
-                Ok(pid) => {
-                    self.creating.insert(pid, start.id);
-                    Ok(())
+            Order::Start(start) => {
+                let begun = match &start.plan {
+                    Some(plan) => self.make(&start, plan, &files),
+                    None => self.create(&start, &files).map(|pid| {
+                        self.creating.insert(pid, start.id.clone());
+                    }),
+                };
+                match begun {
+                    Ok(()) => Ok(()),
+                    Err(why) => self.report(&Report::NotStarted { id: start.id, why }, &[]),
                 }
-                Err(why) => self.report(&Report::NotStarted { id: start.id, why }, &[]),
-            },
+            }
             Order::Abort { id } => {
+                self.nursery.abort(&id);
                 let pid = self.creating.iter().find(|(_, of)| **of == id);
                 if let Some((pid, _)) = pid {
                     // Not reaped yet, so the number is still its own.
@@ -186,12 +203,63 @@ impl Launcher {
         }
     }
 
-    /// Starts the runtime's `create` in a child and returns the child.
-    fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
-        if let Entry::Vacant(place) = self.user_namespaces.entry(start.first_id) {
-            let made = process::user_namespace(start.first_id).map_err(rootfs::describe("make a user namespace"))?;
+    /// The user namespace of a range.
+    fn ids(&mut self, first_id: u32) -> Result<(), String> {
+        if let Entry::Vacant(place) = self.user_namespaces.entry(first_id) {
+            let made = process::user_namespace(first_id).map_err(rootfs::describe("make a user namespace"))?;
             place.insert(made);
         }
+        Ok(())
+    }
+
+    /// Starts the making of our own sandbox.
+    fn make(&mut self, start: &Start, plan: &Plan, files: &[OwnedFd]) -> Result<(), String> {
+        self.ids(start.first_id)?;
+        let way_out = self.egress.as_mut().map(|egress| egress.slot(&start.id));
+        let begun = self.nursery.make(Request {
+            start,
+            plan,
+            layout: &self.layout,
+            place: &self.duty.run.place(),
+            ids: &self.user_namespaces[&start.first_id],
+            files,
+            way_out,
+        });
+        if let (Err(_), Some(egress)) = (&begun, &mut self.egress) {
+            egress.release(&start.id);
+        }
+        begun
+    }
+
+    /// Reports the sandboxes of our own that are made.
+    fn hear(&mut self) -> io::Result<()> {
+        for infant in self.nursery.hear()? {
+            let Infant {
+                id,
+                pid,
+                network,
+                gate,
+                spent,
+            } = infant;
+            let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+            self.running.insert(pid, id.clone());
+            let report = Report::Created {
+                id: id.clone(),
+                pid: pid.as_raw_nonzero().get(),
+                spent: Some(spent),
+            };
+            self.report(&report, &[&process, &network, &gate])?;
+            if let Some(egress) = &mut self.egress {
+                egress.attach(&id, network);
+            }
+            self.gates.insert(pid, gate);
+        }
+        Ok(())
+    }
+
+    /// Starts the runtime's `create` in a child and returns the child.
+    fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
+        self.ids(start.first_id)?;
         let group = Groups::new(&self.layout, &self.duty.id8, &start.id)
             .make_unified()
             .map_err(rootfs::describe("make the instance's control group"))?;
@@ -255,6 +323,17 @@ impl Launcher {
             if self.egress.as_mut().is_some_and(|egress| egress.ended(pid, end)) {
                 continue;
             }
+            match self.nursery.reap(pid, end) {
+                Reaped::Nothing => continue,
+                Reaped::Stillborn { id, why } => {
+                    if let Some(egress) = &mut self.egress {
+                        egress.release(&id);
+                    }
+                    self.report(&Report::NotStarted { id, why }, &[])?;
+                    continue;
+                }
+                Reaped::Stranger => {}
+            }
             if let Some(id) = self.creating.remove(&pid) {
                 self.created(id, end)?;
                 if self.creating.is_empty() {
@@ -264,6 +343,7 @@ impl Launcher {
                 if let Some(egress) = &mut self.egress {
                     egress.release(&id);
                 }
+                self.gates.remove(&pid);
                 self.report(&Report::Exited { id, end }, &[])?;
             } else if !self.creating.is_empty() {
                 self.strays.insert(pid, end);
@@ -307,6 +387,7 @@ impl Launcher {
         let report = Report::Created {
             id: id.to_owned(),
             pid: number,
+            spent: None,
         };
         let sent = self.report(&report, &[&process, &network]);
         if let Some(egress) = &mut self.egress {
@@ -322,6 +403,7 @@ impl Launcher {
             return Ok(());
         };
         claim.unsign()?;
+        self.nursery.end_all();
         for pid in self.running.keys().chain(self.creating.keys()) {
             let _ = rustix::process::kill_process(*pid, Signal::KILL);
         }

@@ -23,17 +23,21 @@ mod cpu;
 mod cutoff;
 mod doctor;
 mod egress;
+mod error;
 mod gate;
 mod ids;
 mod launch;
 mod launcher;
 mod life;
+mod listening;
 mod netlink;
 mod network;
 mod output;
+mod phases;
 mod probe;
 mod process;
 mod rootfs;
+mod sandbox;
 mod seccomp;
 mod sweep;
 mod usage;
@@ -46,16 +50,16 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{
-        Arc, Mutex, RwLock,
+        Arc, Mutex, OnceLock, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use image::Images;
 use model::{
     Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, Sandbox,
-    Timestamp,
+    StartRecord, Timestamp,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -70,14 +74,16 @@ use crate::{
     ids::Ranges,
     launch::Link,
     launcher::Duty,
-    life::{Entry, Event},
+    life::{Created, Entry, Event},
     network::{ADDRESS, Home},
     output::Log,
+    phases::Ordered,
     wire::{Order, Report},
 };
 pub use crate::{
     doctor::{Finding, doctor},
     egress::{EGRESS, egress_main},
+    error::{OpenError, StartError, StopError},
     ids::FIRST_ID,
     launch::LaunchError,
     launcher::{LAUNCHER, launcher_main},
@@ -97,12 +103,16 @@ pub struct Settings {
     pub images: Images,
     /// Where lines of output go. Lines that find it full are dropped and counted.
     pub log: mpsc::Sender<LogLine>,
+    /// Where records of starts go, once for each instance that became ready. One that finds it full is dropped.
+    pub starts: mpsc::Sender<StartRecord>,
     /// A binary that calls [`launcher_main`] when its first argument is [`LAUNCHER`].
     pub launcher: PathBuf,
     /// `crun`, or a path to it.
     pub runtime: PathBuf,
     /// Where instances may call.
     pub egress: Egress,
+    /// Who makes the sandboxes of gen2.
+    pub maker: Maker,
     /// The first user and group id that instances run with; [`FIRST_ID`] unless something else has these.
     pub first_id: u32,
 }
@@ -116,43 +126,13 @@ pub enum Egress {
     Internet,
 }
 
-/// Why an engine cannot run on this machine.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("\"{0}\" is no id of a data directory: 8 lower-case hex digits")]
-    Id8(String),
-    #[error("a Homerun of this data directory runs: {} is locked", path.display())]
-    Claimed { path: PathBuf },
-    #[error("no control groups are mounted")]
-    NoGroups,
-    #[error("no container runtime {}", runtime.display())]
-    NoRuntime { runtime: PathBuf },
-    #[error("cannot {action}")]
-    Io {
-        action: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    #[error("no launcher")]
-    Launch(#[from] LaunchError),
-}
-
-/// Why an instance is not started. Everything else shows as [`InstanceState::Stopped`].
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum StartError {
-    #[error("instance {id}: execution environment gen1 is not served, only gen2")]
-    Gen1 { id: InstanceId },
-    #[error("instance {id}: all {limit} ranges of user ids are in use")]
-    NoIds { id: InstanceId, limit: u32 },
-    #[error("instance {id}: the engine is shutting down")]
-    Closing { id: InstanceId },
-}
-
-/// Why an instance is not stopped.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum StopError {
-    #[error("no instance {id}")]
-    Unknown { id: InstanceId },
+/// Who makes a sandbox of gen2 from its OCI configuration. Both make the same one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Maker {
+    /// This crate; for what it cannot do, crun.
+    #[default]
+    Own,
+    Crun,
 }
 
 /// Runs instances on this machine. Dropped without [`Engine::shutdown`], its instances are killed.
@@ -170,6 +150,8 @@ pub(crate) struct Inner {
     id8: String,
     images: Images,
     layout: Layout,
+    maker: Maker,
+    starts: mpsc::Sender<StartRecord>,
     limits_swap: bool,
     open_files: u64,
     run: RunDir,
@@ -248,6 +230,8 @@ impl Engine {
         let inner = Arc::new(Inner {
             id8: settings.id8,
             images: settings.images,
+            maker: settings.maker,
+            starts: settings.starts,
             limits_swap: layout.limits_swap(),
             layout,
             open_files: open_files.maximum.unwrap_or(u64::MAX),
@@ -307,6 +291,10 @@ impl Engine {
             .released
             .send_if_modified(|released| !std::mem::replace(released, true));
         if first {
+            entry
+                .ordered
+                .set(Ordered::now())
+                .expect("the first release alone comes here");
             if let Some(running) = entry.running.get() {
                 running.release(id);
             }
@@ -341,9 +329,11 @@ impl Engine {
             events: sender,
             stop: watch::Sender::new(None),
             released: watch::Sender::new(!parked),
+            taken: Instant::now(),
+            ordered: if parked { OnceLock::new() } else { Ordered::now().into() },
             cpu: Arc::new(Cpu::new(tokio::time::Instant::now())),
-            running: std::sync::OnceLock::new(),
-            over: std::sync::OnceLock::new(),
+            running: OnceLock::new(),
+            over: OnceLock::new(),
             spec,
         });
         let state = if parked {
@@ -583,12 +573,19 @@ impl Inner {
     fn dispatch(&self, report: Report, files: Vec<OwnedFd>) {
         let (id, event) = match report {
             Report::Up => return,
-            Report::Created { id, .. } => {
-                let Ok([process, network]) = <[OwnedFd; 2]>::try_from(files) else {
+            Report::Created { id, spent, .. } => {
+                let mut files = files.into_iter();
+                let (Some(process), Some(network)) = (files.next(), files.next()) else {
                     tracing::error!(id, "the launcher reported an instance without its files");
                     return;
                 };
-                (id, Event::Created { process, network })
+                let created = Created {
+                    process,
+                    network,
+                    gate: files.next(),
+                    spent,
+                };
+                (id, Event::Created(created))
             }
             Report::NotStarted { id, why } => (id, Event::NotStarted(why)),
             Report::Exited { id, end } => (id, Event::Exited(end)),

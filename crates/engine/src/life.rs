@@ -28,14 +28,16 @@ use tokio::{
 };
 
 use crate::{
-    Inner,
+    Inner, Maker,
     bundle::{self, Lodging},
     cgroup::{Alarm, Groups, Layout, MemoryKills},
     cpu::Cpu,
     gate::{self, Gate, Way},
     ids::Range,
     output::Output,
+    phases::{Moments, Ordered},
     probe, process,
+    sandbox::{Plan, Spent},
     watched::watched,
     wire::{End, Order, Start},
 };
@@ -60,6 +62,9 @@ pub(crate) struct Entry {
     pub(crate) stop: watch::Sender<Option<Duration>>,
     /// Whether its program may run. False: it is parked.
     pub(crate) released: watch::Sender<bool>,
+    pub(crate) taken: std::time::Instant,
+    /// When its program was wanted.
+    pub(crate) ordered: OnceLock<Ordered>,
     pub(crate) cpu: Arc<Cpu>,
     pub(crate) running: OnceLock<Running>,
     pub(crate) over: OnceLock<ExitCause>,
@@ -77,14 +82,21 @@ pub(crate) struct Running {
 /// What the launcher reports of one instance.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Created {
-        process: OwnedFd,
-        network: OwnedFd,
-    },
+    Created(Created),
     NotStarted(String),
     Exited(End),
     /// The launcher of this number is gone.
     Lost(u64),
+}
+
+/// A sandbox that waits to be released.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) process: OwnedFd,
+    pub(crate) network: OwnedFd,
+    /// Of our own sandboxes.
+    pub(crate) gate: Option<OwnedFd>,
+    pub(crate) spent: Option<Spent>,
 }
 
 /// From the first step to the last. What it observes goes to the engine's board.
@@ -93,6 +105,7 @@ pub(crate) async fn live(engine: Arc<Inner>, entry: Arc<Entry>, events: mpsc::Re
         stop: entry.stop.subscribe(),
         output: Output::default(),
         link: 0,
+        moments: None,
         ready: false,
         engine,
         entry,
@@ -113,6 +126,7 @@ struct Life {
     output: Output,
     /// The number of the launcher that has it.
     link: u64,
+    moments: Option<Moments>,
     ready: bool,
 }
 
@@ -151,7 +165,7 @@ impl Life {
             prepared = prepare(&self.engine, &self.entry) => prepared.map_err(ExitCause::NotStarted),
             _ = asked_to_stop(&mut stop) => Err(ExitCause::Stopped),
         };
-        let (layers, owner) = prepared?;
+        let Prepared { layers, owner, plan } = prepared?;
         let engine = Arc::clone(&self.engine);
         let turn = tokio::select! {
             turn = engine.creations.acquire() => turn.expect("never closed"),
@@ -163,23 +177,24 @@ impl Life {
         self.link = link.number;
 
         let (of, id) = (self.entry.spec.of.clone(), self.entry.spec.id.clone());
-        let mut open = |stream| {
-            let end = self.output.open(&self.engine.log, &of, &id, stream)?;
-            // So that the instance's user may open /dev/stdout and /dev/stderr again.
-            let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
-            rustix::fs::fchown(&end, Some(user), Some(group))?;
-            io::Result::Ok(end)
-        };
+        let mut open = |stream| self.output.open(&self.engine.log, &of, &id, stream);
         let files = (|| {
-            let input = process::empty_input()?;
-            io::Result::Ok([input, open(Stream::Stdout)?, open(Stream::Stderr)?])
+            let files = [process::empty_input()?, open(Stream::Stdout)?, open(Stream::Stderr)?];
+            for file in &files {
+                // So that the instance's user may open /dev/stdin, /dev/stdout and /dev/stderr again.
+                let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+                rustix::fs::fchown(file, Some(user), Some(group))?;
+            }
+            io::Result::Ok(files)
         })();
         let files = files.map_err(|error| not_started(format!("cannot make a pipe: {error}")))?;
         let order = Order::Start(Start {
             id: id.to_string(),
             layers,
             first_id: self.entry.first_id,
+            plan,
         });
+        let asked = std::time::Instant::now();
         link.order(&order, &files.each_ref())
             .await
             .map_err(|error| not_started(format!("cannot reach the launcher: {error}")))?;
@@ -195,17 +210,31 @@ impl Life {
             return Err(not_started(format!("the runtime was not ready within {seconds} s")));
         };
         drop(turn);
-        let (process, network) = created?;
+        let Created {
+            process,
+            network,
+            gate,
+            spent,
+        } = created?;
+        self.moments = Some(Moments {
+            taken: self.entry.taken,
+            asked,
+            made: std::time::Instant::now(),
+            spent,
+        });
         let kills = self
             .entry
             .groups
             .memory_kills()
             .map_err(|error| not_started(format!("cannot read the instance's memory events: {error}")))?;
         let run = &self.engine.run;
-        let fifo = run.runtime().join(id.as_str()).join("exec.fifo");
+        let way = match gate {
+            Some(socket) => Way::Socket(watched(socket).map_err(|error| not_started(format!("cannot wait: {error}")))?),
+            None => Way::Fifo(run.runtime().join(id.as_str()).join("exec.fifo")),
+        };
         let running = Running {
             process,
-            gate: Gate::new(Way::Fifo(fifo), &run.bundle(id.as_str())),
+            gate: Gate::new(way, &run.bundle(id.as_str())),
             network,
             kills,
         };
@@ -213,10 +242,10 @@ impl Life {
         Ok(())
     }
 
-    async fn created(&mut self) -> Result<(OwnedFd, OwnedFd), ExitCause> {
+    async fn created(&mut self) -> Result<Created, ExitCause> {
         while let Some(event) = self.events.recv().await {
             match event {
-                Event::Created { process, network } => return Ok((process, network)),
+                Event::Created(created) => return Ok(created),
                 Event::NotStarted(why) => return Err(ExitCause::NotStarted(why)),
                 Event::Lost(number) if number == self.link => break,
                 Event::Lost(_) | Event::Exited(_) => {}
@@ -247,7 +276,12 @@ impl Life {
             return cause;
         }
         let released = Instant::now();
-        let started = probe::until_started(&engine, spec, &spec.container, &startup_probe, &running.network);
+        let started = async {
+            let told = running.gate.passed().await;
+            let program_runs = told.then(std::time::Instant::now);
+            let started = probe::until_started(&engine, spec, &spec.container, &startup_probe, &running.network);
+            started.await.map(|()| program_runs)
+        };
         let mut started = std::pin::pin!(started);
         let unhealthy = probe::watch(Arc::clone(&engine), Arc::clone(&entry), released);
         let mut unhealthy = std::pin::pin!(unhealthy);
@@ -269,8 +303,9 @@ impl Life {
                     return self.stop(running, grace).await;
                 }
                 started = &mut started, if !self.ready => match started {
-                    Ok(()) => {
+                    Ok(program_runs) => {
                         self.ready = true;
+                        self.record_start(program_runs);
                         boost_end.as_mut().reset(Instant::now() + BOOST);
                         match entry.groups.freezer() {
                             Ok(freezer) => engine.ready(&entry, freezer),
@@ -299,6 +334,17 @@ impl Life {
                     }
                 }
             }
+        }
+    }
+
+    fn record_start(&self, program_runs: Option<std::time::Instant>) {
+        let (Some(moments), Some(ordered)) = (&self.moments, self.entry.ordered.get()) else {
+            return;
+        };
+        let record = moments.record(&self.entry.spec, *ordered, program_runs, std::time::Instant::now());
+        tracing::debug!(id = %record.instance, parked = record.parked, micros = record.ready_micros, "ready");
+        if self.engine.starts.try_send(record).is_err() {
+            tracing::warn!(id = %self.entry.spec.id, "the record of its start found no room");
         }
     }
 
@@ -419,8 +465,17 @@ impl Life {
     }
 }
 
-/// Image, user and bundle. Returns the layers and who owns the output's pipes.
-async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(Vec<PathBuf>, (u32, u32)), String> {
+/// What is made before the launcher is asked.
+struct Prepared {
+    layers: Vec<PathBuf>,
+    /// Of the output's pipes.
+    owner: (u32, u32),
+    /// None: crun makes the sandbox.
+    plan: Option<Box<Plan>>,
+}
+
+/// Image, user and bundle.
+async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Prepared, String> {
     let digest: Digest = entry
         .spec
         .container
@@ -452,7 +507,21 @@ async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<(Vec<PathBuf
         });
         written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
         let owner = (first_id + user.uid, first_id + user.gid);
-        Ok((unpacked.layers, owner))
+        let plan = match engine.maker {
+            Maker::Crun => None,
+            Maker::Own => match Plan::read(&configuration, &engine.layout) {
+                Ok(plan) => Some(Box::new(plan)),
+                Err(why) => {
+                    tracing::warn!(id, "crun makes this instance: our own launcher does not know {why}");
+                    None
+                }
+            },
+        };
+        Ok(Prepared {
+            layers: unpacked.layers,
+            owner,
+            plan,
+        })
     });
     written.await.map_err(|error| format!("preparing failed: {error}"))?
 }
@@ -491,7 +560,7 @@ async fn exited(events: &mut mpsc::Receiver<Event>, link: u64, running: &Running
         match event {
             Event::Exited(end) => return end,
             Event::Lost(number) if number == link => break,
-            Event::Lost(_) | Event::Created { .. } | Event::NotStarted(_) => {}
+            Event::Lost(_) | Event::Created(_) | Event::NotStarted(_) => {}
         }
     }
     let _ = pidfd_send_signal(&running.process, Signal::KILL);

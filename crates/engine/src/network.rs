@@ -71,13 +71,30 @@ impl Home {
     /// brought `lo` up.
     pub(crate) fn furnish(&self, namespace: impl AsFd, way_out: Option<egress::Slot>) -> io::Result<()> {
         let netlink = self.inside(namespace, route_socket)??;
-        let mut batch = Batch::default();
-        egress::address(&mut batch, LO, ADDRESS);
-        if let Some(slot) = way_out {
-            egress::reserve(&mut batch, slot);
-        }
-        Ok(batch.send(&netlink)?)
+        Ok(addresses(way_out).send(&netlink)?)
     }
+}
+
+/// The same for the calling process's own namespace, whose `lo` nobody has brought up.
+pub(crate) fn furnish_own(way_out: Option<egress::Slot>) -> io::Result<()> {
+    const NEW_LINK: u16 = 16;
+    const UP: u32 = 1;
+    // Family and type, link, flags, which of them change.
+    let up = [0, LO, UP, UP].map(u32::to_ne_bytes).concat();
+    let netlink = route_socket()?;
+    let mut batch = Batch::default();
+    batch.add("bring a link up", NEW_LINK, 0, &up, |_| ());
+    batch.send(&netlink)?;
+    Ok(addresses(way_out).send(&netlink)?)
+}
+
+fn addresses(way_out: Option<egress::Slot>) -> Batch {
+    let mut batch = Batch::default();
+    egress::address(&mut batch, LO, ADDRESS);
+    if let Some(slot) = way_out {
+        egress::reserve(&mut batch, slot);
+    }
+    batch
 }
 
 pub(crate) fn open_namespace(path: &str) -> io::Result<OwnedFd> {

@@ -24,6 +24,7 @@ use tokio::{
 use crate::{
     Inner,
     life::Entry,
+    listening::Pace,
     network::{ADDRESS, Home},
 };
 use ask::{No, ask};
@@ -93,8 +94,11 @@ async fn started(home: &Home, network: &OwnedFd, probe: &Probe) -> Result<u32, M
     let to = own_address(probe);
     let limit = Duration::from_secs(u64::from(probe.timeout));
     let period = Duration::from_secs(u64::from(probe.period));
-    sleep(Duration::from_secs(u64::from(probe.initial_delay))).await;
+    if probe.initial_delay > 0 {
+        sleep(Duration::from_secs(u64::from(probe.initial_delay))).await;
+    }
     let begin = Instant::now();
+    let pace = Pace::begin();
     let mut failures = 0;
     loop {
         let end = begin + period * (failures + 1);
@@ -103,8 +107,8 @@ async fn started(home: &Home, network: &OwnedFd, probe: &Probe) -> Result<u32, M
             match ask(home, network, to, &probe.check, limit).await {
                 Ok(()) => return Ok(failures + 1),
                 Err(No::Connection) if Instant::now() < end => {
-                    let next = Instant::now() + pause(begin.elapsed());
-                    sleep_until(next.min(end)).await;
+                    let left = end.saturating_duration_since(Instant::now());
+                    pace.rest(begin.elapsed(), left).await;
                 }
                 Err(why) => break why,
             }
@@ -115,12 +119,6 @@ async fn started(home: &Home, network: &OwnedFd, probe: &Probe) -> Result<u32, M
         }
         sleep_until(end).await;
     }
-}
-
-/// How long to wait before the next attempt to connect: a server that starts fast is found within a millisecond, a slow
-/// one costs next to nothing.
-fn pause(waited: Duration) -> Duration {
-    (waited / 20).clamp(Duration::from_millis(1), Duration::from_millis(20))
 }
 
 fn own_address(probe: &Probe) -> SocketAddr {
@@ -302,12 +300,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn attempts_become_rarer() {
-        let after = |millis| pause(Duration::from_millis(millis)).as_millis();
-        assert_eq!([after(0), after(100), after(10_000)], [1, 5, 20]);
-    }
 
     fn streak(failures: u32, successes: u32) -> Streak {
         Streak::new(&Probe {

@@ -13,7 +13,7 @@ use rustix::process::Pid;
 
 use crate::rootfs::IDS;
 
-/// Like fork, in new `namespaces` and born in a version 2 control `group`: moving a process there later would wait for
+/// Like fork, in new `namespaces` (and with `CLONE_PARENT`, as a sibling), born in a version 2 control `group`: moving a process there later would wait for
 /// all CPUs to have noticed, for many milliseconds. None: this is the child.
 ///
 /// # Safety
@@ -23,7 +23,9 @@ pub(crate) unsafe fn clone(namespaces: i32, group: Option<BorrowedFd<'_>>) -> io
     // SAFETY: all zero is a valid value of this structure of numbers.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = unsigned(namespaces);
-    arguments.exit_signal = unsigned(libc::SIGCHLD);
+    if namespaces & libc::CLONE_PARENT == 0 {
+        arguments.exit_signal = unsigned(libc::SIGCHLD);
+    }
     if let Some(group) = group {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = unsigned(group.as_raw_fd());

@@ -13,6 +13,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::sandbox::{Plan, Spent};
+
 /// Longest message, bytes. The layers of an image are at most 127 paths.
 const LONGEST: usize = 128 << 10;
 /// Most open files beside one message.
@@ -36,6 +38,8 @@ pub(crate) struct Start {
     pub(crate) layers: Vec<PathBuf>,
     /// The user and group on the machine that is root inside.
     pub(crate) first_id: u32,
+    /// How our own sandbox is made. None: crun makes it of the bundle.
+    pub(crate) plan: Option<Box<Plan>>,
 }
 
 /// From the launcher to the server.
@@ -43,10 +47,13 @@ pub(crate) struct Start {
 pub(crate) enum Report {
     /// It takes orders.
     Up,
-    /// With a pidfd of the first process and its network namespace. The process waits to be released.
+    /// With a pidfd of the first process, its network namespace and, unless crun made it, what releases it. The process
+    /// waits to be released.
     Created {
         id: String,
         pid: i32,
+        /// Known of our own sandboxes.
+        spent: Option<Spent>,
     },
     NotStarted {
         id: String,

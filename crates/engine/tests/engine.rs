@@ -11,6 +11,8 @@ mod death;
 mod egress;
 #[path = "engine/ends.rs"]
 mod ends;
+#[path = "engine/equal.rs"]
+mod equal;
 #[path = "engine/images.rs"]
 mod images;
 #[path = "engine/inside.rs"]

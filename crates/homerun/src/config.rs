@@ -48,6 +48,9 @@ pub(crate) struct Flags {
     /// Where instances may call: internet (no private range, no address of this machine), or off [default: internet]
     #[arg(long, env = "HOMERUN_EGRESS", value_name = "WHERE", value_parser = egress)]
     egress: Option<Egress>,
+    /// Who makes the sandboxes of gen2: own, or crun [default: own]
+    #[arg(long, env = "HOMERUN_RUNTIME", value_name = "RUNTIME", value_parser = runtime)]
+    runtime: Option<engine::Maker>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -67,6 +70,7 @@ struct File {
     region: Option<Region>,
     url_scheme: Option<String>,
     egress: Option<String>,
+    runtime: Option<String>,
 }
 
 /// What is in force.
@@ -82,6 +86,7 @@ pub(crate) struct Config {
     pub(crate) region: Region,
     pub(crate) url_scheme: Scheme,
     pub(crate) egress: Egress,
+    pub(crate) runtime: engine::Maker,
 }
 
 impl Config {
@@ -107,6 +112,12 @@ impl Config {
             .transpose()
             .map_err(told("url-scheme"))?;
         let file_egress = file.egress.as_deref().map(egress).transpose().map_err(told("egress"))?;
+        let file_runtime = file
+            .runtime
+            .as_deref()
+            .map(runtime)
+            .transpose()
+            .map_err(told("runtime"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -134,6 +145,7 @@ impl Config {
             },
             url_scheme: flags.url_scheme.or(file_scheme).unwrap_or(Scheme::Https),
             egress: flags.egress.or(file_egress).unwrap_or(Egress::Internet),
+            runtime: flags.runtime.or(file_runtime).unwrap_or_default(),
         })
     }
 }
@@ -189,6 +201,14 @@ fn egress(text: &str) -> Result<Egress, String> {
     }
 }
 
+fn runtime(text: &str) -> Result<engine::Maker, String> {
+    match text {
+        "own" => Ok(engine::Maker::Own),
+        "crun" => Ok(engine::Maker::Crun),
+        _ => Err(format!("\"{text}\" is neither own nor crun")),
+    }
+}
+
 fn domain(text: &str) -> Result<String, String> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -239,6 +259,10 @@ mod tests {
         assert_eq!(config.idle_retention, Duration::from_secs(3));
         assert_eq!(config.project.as_str(), "file-project");
         assert_eq!(config.https.port(), 8443);
+        assert_eq!(config.runtime, engine::Maker::Own);
+        std::fs::write(&file, "runtime = \"crun\"\n").expect("written");
+        let config = of(&["--config", path]).expect("a configuration");
+        assert_eq!(config.runtime, engine::Maker::Crun);
         std::fs::write(&file, "htp = \"127.0.0.1:9000\"\n").expect("written");
         let error = format!("{:#}", of(&["--config", path]).expect_err("unknown key"));
         assert!(error.contains("htp"), "{error}");
@@ -264,6 +288,7 @@ mod tests {
             ["--domain", "x"],
             ["--project", "P"],
             ["--url-scheme", "ftp"],
+            ["--runtime", "runc"],
             ["--idle-retention", "soon"],
             ["--egress", "everywhere"],
         ] {

@@ -13,7 +13,7 @@ use capacity::Endpoints;
 use engine::Engine;
 use image::Images;
 use ingress::{Ingress, listen};
-use model::{Entry, InstanceId, LogLine, RequestRecord, RouteTable, Site};
+use model::{Entry, InstanceId, LogLine, RequestRecord, RouteTable, Site, StartRecord};
 use socket2::{Domain, Socket, Type};
 use store::{Journal, Store};
 use tokio::{
@@ -69,14 +69,17 @@ impl Homerun {
         let api = api_listener.local_addr()?;
 
         let (lines, log) = mpsc::channel(LOG_LINES);
+        let (starts, started) = mpsc::channel(LOG_LINES);
         let engine = Engine::open(engine::Settings {
             data_dir: data_dir.clone(),
             id8: model::data_dir_id(data_dir.as_os_str().as_encoded_bytes()),
             images: images.clone(),
             log: lines,
+            starts,
             launcher: std::env::current_exe().context("cannot find this program's own file")?,
             runtime: PathBuf::from("crun"),
             egress: config.egress,
+            maker: config.runtime,
             first_id: engine::FIRST_ID,
         })
         .await?;
@@ -188,6 +191,7 @@ impl Homerun {
         let followers = vec![
             tokio::spawn(async move { ingress.follow().await }),
             tokio::spawn(write_lines(log, journal.clone())),
+            tokio::spawn(write_starts(started, journal.clone())),
         ];
         Ok(Self {
             api,
@@ -217,7 +221,7 @@ impl Homerun {
         if let Err(error) = self.control.await {
             tracing::error!(%error, "control broke off");
         }
-        let [following, lines] = <[_; 2]>::try_from(self.followers).expect("two are made");
+        let [following, lines, starts] = <[_; 3]>::try_from(self.followers).expect("three are made");
         drop(following.await);
         // The ingress is gone with its threads and its follower, and with it every other hold on the engine.
         if let Some(engine) = Arc::into_inner(self.engine) {
@@ -225,7 +229,7 @@ impl Homerun {
         } else {
             tracing::error!("something still holds the engine; its launcher ends the instances");
         }
-        drop(lines.await);
+        drop((lines.await, starts.await));
         let dropped = self.journal.dropped();
         if dropped > 0 {
             tracing::warn!(entries = dropped, "the journal could not keep up and left out entries");
@@ -340,6 +344,12 @@ fn answered_by_ingress(ingress: Arc<Ingress>) -> door::Answer {
             response
         })
     })
+}
+
+async fn write_starts(mut starts: mpsc::Receiver<StartRecord>, journal: Journal) {
+    while let Some(start) = starts.recv().await {
+        journal.write(Entry::Start(start));
+    }
 }
 
 async fn write_lines(mut lines: mpsc::Receiver<LogLine>, journal: Journal) {

@@ -19,6 +19,8 @@ pub struct User {
     pub gid: u32,
     /// Supplementary groups, sorted. Empty where the image named a group itself.
     pub groups: Vec<u32>,
+    /// The user's own directory; empty where the image does not say.
+    pub home: String,
 }
 
 /// Why an image's user is nobody.
@@ -135,7 +137,13 @@ fn find(passwd: &str, group: &str, text: &str) -> Result<User, UserError> {
         more.sort_unstable();
         more.dedup();
     }
-    Ok(User { uid, gid, groups: more })
+    let home = account.as_ref().and_then(|fields| fields.get(5));
+    Ok(User {
+        uid,
+        gid,
+        groups: more,
+        home: home.map_or_else(String::new, |home| (*home).to_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -147,22 +155,23 @@ mod tests {
 
     #[test]
     fn finds_users_as_images_name_them() {
-        for (text, uid, gid, groups) in [
-            ("", 0, 0, vec![10]),
-            ("root", 0, 0, vec![10]),
-            ("0", 0, 0, vec![10]),
-            ("app", 1000, 1001, vec![29, 2000]),
-            ("1000", 1000, 1001, vec![29, 2000]),
-            ("app:", 1000, 1001, vec![29, 2000]),
-            ("app:extra", 1000, 2000, vec![]),
-            ("app:7", 1000, 7, vec![]),
-            ("1234", 1234, 0, vec![]),
-            ("1234:5678", 1234, 5678, vec![]),
-            ("65535:65535", 65535, 65535, vec![]),
-            ("nobody-here", 0, 0, vec![10]),
+        for (text, uid, gid, groups, home) in [
+            ("", 0, 0, vec![10], "/root"),
+            ("root", 0, 0, vec![10], "/root"),
+            ("0", 0, 0, vec![10], "/root"),
+            ("app", 1000, 1001, vec![29, 2000], "/home/app"),
+            ("1000", 1000, 1001, vec![29, 2000], "/home/app"),
+            ("app:", 1000, 1001, vec![29, 2000], "/home/app"),
+            ("app:extra", 1000, 2000, vec![], "/home/app"),
+            ("app:7", 1000, 7, vec![], "/home/app"),
+            ("1234", 1234, 0, vec![], ""),
+            ("1234:5678", 1234, 5678, vec![], ""),
+            ("65535:65535", 65535, 65535, vec![], ""),
+            ("nobody-here", 0, 0, vec![10], ""),
         ] {
             let found = find(PASSWD, GROUP, text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!(found, User { uid, gid, groups }, "{text}");
+            let home = home.to_owned();
+            assert_eq!(found, User { uid, gid, groups, home }, "{text}");
         }
         assert_eq!(find("", "", "app").expect("root"), User::default());
     }

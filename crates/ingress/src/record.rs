@@ -45,6 +45,7 @@ impl Tally {
             at: (ingress.now)(),
             latency_micros: 0,
             queued_micros: 0,
+            first_byte_micros: 0,
             method: request.method().as_str().to_owned(),
             url: [arrival.scheme(), "://", host, path].concat(),
             status: 0,
@@ -108,6 +109,8 @@ impl Tally {
 
     /// The head of the answer goes out.
     pub(crate) fn answered(&mut self, status: StatusCode) {
+        // Not 0, which is an answer that never came.
+        self.record().first_byte_micros = micros(self.started.elapsed()).max(1);
         self.record().status = status.as_u16();
     }
 

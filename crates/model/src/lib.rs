@@ -39,7 +39,7 @@ pub use instance::{
 pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, data_dir_id, url_hash};
 pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
-pub use record::{Entry, LogLine, RequestRecord, Severity, Stream};
+pub use record::{Entry, LogLine, RequestRecord, Severity, StartRecord, Stream};
 pub use revision::{
     Concurrency, CpuAllocation, Kpa, KpaMetric, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate,
     Sandbox, Scaling, implicit_name, template_violations,

@@ -13,6 +13,9 @@ pub struct RequestRecord {
     pub latency_micros: u64,
     /// Of `latency_micros`, the part spent waiting for a slot.
     pub queued_micros: u64,
+    /// From `at` until the head of the answer went out; 0 when none did.
+    #[serde(default)]
+    pub first_byte_micros: u64,
     pub method: String,
     /// Scheme, host, path and query as the client asked.
     pub url: String,
@@ -71,11 +74,67 @@ pub enum Stream {
     System,
 }
 
+/// One start of an instance, written once it takes requests. Durations in microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// When the engine was told to start it, or to release it if it was parked.
+    pub at: Timestamp,
+    pub of: RevisionKey,
+    pub instance: InstanceId,
+    /// It was made before `at`: all up to and with `sandbox_micros` was spent then.
+    pub parked: bool,
+    /// Until its turn came: image at hand, configuration written, others made before it.
+    pub turn_micros: u64,
+    /// The root file system. None where crun made the sandbox: it is in `sandbox_micros`, as are the next two.
+    pub rootfs_micros: Option<u64>,
+    /// The network namespace.
+    pub network_micros: Option<u64>,
+    /// Control groups.
+    pub cgroup_micros: Option<u64>,
+    /// The rest until the sandbox was made: namespaces, mounts, privileges.
+    pub sandbox_micros: u64,
+    /// From its release until its process ran the program. None where crun made the sandbox.
+    pub process_micros: Option<u64>,
+    /// From there until its startup probe passed.
+    pub listening_micros: u64,
+    /// From `at` until then.
+    pub ready_micros: u64,
+}
+
+impl StartRecord {
+    /// The phases of a cold start by their names, in their order. `first` is the record of the first request that the
+    /// instance served; with it the first and the last phase are known: how long it took to decide on the start, and
+    /// from the probe to the first byte of the answer.
+    pub fn phases(&self, first: Option<&RequestRecord>) -> [(&'static str, Option<u64>); 8] {
+        let since = |from: Timestamp, micros: u64, to: Timestamp, more: u64| {
+            let from = i128::from(from.as_micros()) + i128::from(micros);
+            let to = i128::from(to.as_micros()) + i128::from(more);
+            u64::try_from(to - from).ok()
+        };
+        let first = first.filter(|request| request.instance.as_ref() == Some(&self.instance));
+        let answered = first.filter(|request| request.first_byte_micros > 0);
+        [
+            ("decide", first.and_then(|request| since(request.at, 0, self.at, 0))),
+            ("rootfs", self.rootfs_micros),
+            ("network", self.network_micros),
+            ("cgroup", self.cgroup_micros),
+            ("sandbox", Some(self.sandbox_micros)),
+            ("process", self.process_micros),
+            ("listening", Some(self.listening_micros)),
+            (
+                "first byte",
+                answered.and_then(|request| since(self.at, self.ready_micros, request.at, request.first_byte_micros)),
+            ),
+        ]
+    }
+}
+
 /// What the journal keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
     Request(Box<RequestRecord>),
     Line(LogLine),
+    Start(StartRecord),
     /// The service was changed: who, what.
     Audit {
         at: Timestamp,
@@ -83,4 +142,67 @@ pub enum Entry {
         caller: String,
         method: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Region, ServiceName};
+
+    #[test]
+    fn a_first_request_tells_of_decision_and_first_byte() {
+        let service = ServiceKey {
+            region: Region::parse("us-central1").expect("a region"),
+            name: ServiceName::parse("hello").expect("a name"),
+        };
+        let of = RevisionKey {
+            service,
+            name: "hello-00001-abc".parse().expect("a name"),
+        };
+        let instance = InstanceId::new([1; 12]);
+        let start = StartRecord {
+            at: Timestamp::from_micros(1000),
+            of,
+            instance: instance.clone(),
+            parked: true,
+            turn_micros: 1,
+            rootfs_micros: Some(2),
+            network_micros: Some(3),
+            cgroup_micros: Some(4),
+            sandbox_micros: 5,
+            process_micros: Some(6),
+            listening_micros: 7,
+            ready_micros: 500,
+        };
+        let mut request = RequestRecord {
+            at: Timestamp::from_micros(900),
+            latency_micros: 900,
+            queued_micros: 650,
+            first_byte_micros: 800,
+            method: "GET".to_owned(),
+            url: "http://hello.a.run.localhost/".to_owned(),
+            status: 200,
+            request_bytes: 0,
+            response_bytes: 2,
+            remote_ip: "127.0.0.1".to_owned(),
+            user_agent: String::new(),
+            protocol: "HTTP/1.1".to_owned(),
+            trace: String::new(),
+            service: None,
+            revision: None,
+            instance: Some(instance),
+            refusal: None,
+        };
+        let of = |request: Option<&RequestRecord>| start.phases(request).map(|(_, micros)| micros);
+        let middle = [Some(2), Some(3), Some(4), Some(5), Some(6), Some(7)];
+        let with = |first, last| [&[first][..], &middle, &[last]].concat();
+        assert_eq!(of(None).to_vec(), with(None, None));
+        // Asked at 900, ordered at 1000, ready at 1500, answered at 1700.
+        assert_eq!(of(Some(&request)).to_vec(), with(Some(100), Some(200)));
+        // One that came when the instance was ready already decided nothing.
+        request.at = Timestamp::from_micros(2000);
+        assert_eq!(of(Some(&request)).to_vec(), with(None, Some(1300)));
+        request.instance = None;
+        assert_eq!(of(Some(&request)).to_vec(), with(None, None));
+    }
 }

@@ -170,6 +170,7 @@ fn weight(entry: &Entry) -> u64 {
     let text = match entry {
         Entry::Request(request) => request.url.len() + request.user_agent.len(),
         Entry::Line(line) => line.text.len(),
+        Entry::Start(_) => 0,
         Entry::Audit { caller, method, .. } => caller.len() + method.len(),
     };
     512 + text as u64
@@ -415,6 +416,7 @@ impl Of {
         let (service, revision) = match entry {
             Entry::Request(request) => (request.service.as_ref(), request.revision.as_ref()),
             Entry::Line(line) => (Some(&line.of.service), Some(&line.of)),
+            Entry::Start(start) => (Some(&start.of.service), Some(&start.of)),
             Entry::Audit { service, .. } => (Some(service), None),
         };
         match self {

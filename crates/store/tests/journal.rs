@@ -4,7 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use homerun_store::journal::{FLUSH, Journal, Limits, Of, read_last};
 use model::{
-    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Severity, Stream, Timestamp,
+    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Severity, StartRecord,
+    Stream, Timestamp,
 };
 use tempfile::TempDir;
 
@@ -38,6 +39,7 @@ fn text(entry: &Entry) -> &str {
         Entry::Line(line) => &line.text,
         Entry::Request(request) => &request.url,
         Entry::Audit { method, .. } => method,
+        Entry::Start(start) => start.instance.as_str(),
     }
 }
 
@@ -66,6 +68,20 @@ fn newest_first_by_service_and_revision() {
     journal.write(line(of("s", "s-00001-abc"), "one"));
     journal.write(line(of("s", "s-00002-abc"), "two"));
     journal.write(line(of("t", "t-00001-abc"), "three, of s-00001-abc"));
+    journal.write(Entry::Start(StartRecord {
+        at: Timestamp::from_micros(2),
+        of: of("t", "t-00001-abc"),
+        instance: InstanceId::new([9; 12]),
+        parked: false,
+        turn_micros: 1,
+        rootfs_micros: Some(2),
+        network_micros: None,
+        cgroup_micros: Some(3),
+        sandbox_micros: 4,
+        process_micros: None,
+        listening_micros: 5,
+        ready_micros: 15,
+    }));
     journal.write(Entry::Audit {
         at: Timestamp::from_micros(2),
         service: service.clone(),
@@ -74,11 +90,14 @@ fn newest_first_by_service_and_revision() {
     });
     drop(journal);
     let dir = dir.path().join("log");
-    let everything = ["four", "three, of s-00001-abc", "two", "one"];
+    let start = "i090909090909090909090909";
+    let everything = ["four", start, "three, of s-00001-abc", "two", "one"];
     assert_eq!(last(&dir, 10, &Of::Everything), everything);
     assert_eq!(last(&dir, 2, &Of::Everything), everything[..2]);
     assert_eq!(last(&dir, 10, &Of::Service(service)), ["four", "two", "one"]);
     assert_eq!(last(&dir, 10, &Of::Revision(of("s", "s-00001-abc"))), ["one"]);
+    let of_start = Of::Revision(of("t", "t-00001-abc"));
+    assert_eq!(last(&dir, 10, &of_start), [start, "three, of s-00001-abc"]);
 }
 
 #[test]

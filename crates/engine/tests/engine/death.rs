@@ -164,9 +164,11 @@ async fn an_id_has_one_owner() {
         id8: lab.id8.clone(),
         images,
         log,
+        starts: mpsc::channel(1).0,
         launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
         runtime: "crun".into(),
         egress: homerun_engine::Egress::Off,
+        maker: homerun_engine::Maker::Own,
         first_id: homerun_engine::FIRST_ID,
     });
     let refused = second.await.expect_err("claimed");

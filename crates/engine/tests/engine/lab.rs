@@ -17,11 +17,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use homerun_engine::{Egress, Engine, FIRST_ID, Settings};
+use homerun_engine::{Egress, Engine, FIRST_ID, Maker, Settings};
 use image::{Digest, Images, Reference};
 use model::{
     ContainerSpec, CpuAllocation, EnvVar, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed,
-    Probe, Region, RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName,
+    Probe, Region, RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName, StartRecord,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -35,6 +35,7 @@ pub(crate) struct Lab {
     pub(crate) observed: watch::Receiver<Arc<Observed>>,
     pub(crate) lines: mpsc::Receiver<LogLine>,
     passed_over: Vec<LogLine>,
+    pub(crate) starts: mpsc::Receiver<StartRecord>,
     pub(crate) id8: String,
     pub(crate) image: String,
     data: tempfile::TempDir,
@@ -190,19 +191,29 @@ impl Recipe {
 }
 
 pub(crate) async fn open(data: &Path, id8: &str, log: mpsc::Sender<LogLine>) -> (Engine, Images) {
-    open_with(data, id8, log, Egress::Off).await
+    let (starts, _) = mpsc::channel(1);
+    open_with(data, id8, log, starts, Egress::Off, Maker::Own).await
 }
 
-async fn open_with(data: &Path, id8: &str, log: mpsc::Sender<LogLine>, egress: Egress) -> (Engine, Images) {
+async fn open_with(
+    data: &Path,
+    id8: &str,
+    log: mpsc::Sender<LogLine>,
+    starts: mpsc::Sender<StartRecord>,
+    egress: Egress,
+    maker: Maker,
+) -> (Engine, Images) {
     let images = Images::open(&data.join("images")).expect("an image store");
     let settings = Settings {
         data_dir: data.to_owned(),
         id8: id8.to_owned(),
         images: images.clone(),
         log,
+        starts,
         launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
         runtime: "crun".into(),
         egress,
+        maker,
         first_id: FIRST_ID,
     };
     (Engine::open(settings).await.expect("an engine"), images)
@@ -214,21 +225,31 @@ impl Lab {
     }
 
     pub(crate) async fn with(recipe: Recipe) -> Self {
-        Self::with_egress(recipe, Egress::Off).await
+        Self::made(recipe, Egress::Off, Maker::Own).await
     }
 
     /// For tests in a network of their own.
     pub(crate) async fn with_egress(recipe: Recipe, egress: Egress) -> Self {
+        Self::made(recipe, egress, Maker::Own).await
+    }
+
+    pub(crate) async fn made_by(maker: Maker, recipe: Recipe) -> Self {
+        Self::made(recipe, Egress::Off, maker).await
+    }
+
+    async fn made(recipe: Recipe, egress: Egress, maker: Maker) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let (log, lines) = mpsc::channel(1000);
+        let (started, starts) = mpsc::channel(4096);
         let id8 = fresh_id8();
-        let (engine, images) = open_with(data.path(), &id8, log, egress).await;
+        let (engine, images) = open_with(data.path(), &id8, log, started, egress, maker).await;
         let image = recipe.store(&images).await;
         Self {
             observed: engine.observe(),
             engine: Arc::new(engine),
             lines,
             passed_over: Vec::new(),
+            starts,
             id8,
             image,
             data,

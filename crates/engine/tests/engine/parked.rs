@@ -51,6 +51,12 @@ async fn a_parked_one_runs_nothing_until_it_is_released() {
     assert_eq!(lab.text(&id, "/").await, "ok");
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).expect("the same process");
     assert_eq!(name, "guest\n");
+    let record = lab.starts.recv().await.expect("a start");
+    assert!(record.parked && record.instance == id, "{record:?}");
+    // What was done before the release is no part of the start.
+    let within = record.listening_micros + record.process_micros.expect("our own sandbox");
+    assert!(within <= record.ready_micros, "{record:?}");
+    assert!(record.rootfs_micros.is_some_and(|micros| micros > 0), "{record:?}");
     lab.engine.release(&id).expect("nothing more");
     assert_eq!(lab.observed.borrow().instances[&id].state, InstanceState::Ready);
     assert!(lab.engine.room().cpu_millis < before);

@@ -14,6 +14,12 @@ async fn an_instance_serves_and_stops() {
     let id = lab.ready(spec.clone()).await;
     assert_eq!(lab.text(&id, "/").await, "ok");
     assert_eq!(lab.engine.fate(&id), Fate::Alive);
+    let record = lab.starts.recv().await.expect("a start");
+    assert!(!record.parked && record.instance == id, "{record:?}");
+    let phases = record.phases(None).into_iter().filter_map(|(_, micros)| micros);
+    let all = record.turn_micros + phases.sum::<u64>();
+    // They do not overlap, and leave out next to nothing.
+    assert!(all <= record.ready_micros + 10, "{record:?}");
     // The same id once more is the same instance.
     lab.engine.start(spec).await.expect("accepted");
     assert_eq!(lab.observed.borrow().instances.len(), 1);

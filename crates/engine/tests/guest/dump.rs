@@ -38,9 +38,7 @@ pub fn all() -> String {
         tree(&mut out, Path::new(root), depth);
     }
     groups(&mut out, Path::new("/sys/fs/cgroup"));
-    for root in ["/proc/sys", "/sys/kernel/mm", "/sys/class/net"] {
-        writable(&mut out, Path::new(root));
-    }
+    writable(&mut out, Path::new("/proc/sys"));
     masked(&mut out);
     calls(&mut out);
     out
@@ -102,14 +100,16 @@ fn process(out: &mut String) {
         "voluntary_ctxt",
         "nonvoluntary_ctxt",
     ];
+    // While the first thread makes another one it blocks signals.
+    std::thread::sleep(std::time::Duration::from_millis(50));
     for row in text("/proc/self/status").lines() {
         let (name, value) = row.split_once(':').unwrap_or((row, ""));
         if !by_chance.iter().any(|skipped| name.starts_with(skipped)) {
             line(out, &format!("status {name}"), value.trim());
         }
     }
-    let stat = text("/proc/self/stat");
-    let stat: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
+    let stat_line = text("/proc/self/stat");
+    let fields: Vec<&str> = stat_line.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ').collect();
     // See proc_pid_stat(5); the first here is its third.
     for (name, number) in [
         ("parent", 4),
@@ -123,7 +123,7 @@ fn process(out: &mut String) {
         ("real time priority", 40),
         ("policy", 41),
     ] {
-        line(out, &format!("stat {name}"), stat.get(number - 3).unwrap_or(&""));
+        line(out, &format!("stat {name}"), fields.get(number - 3).unwrap_or(&""));
     }
     for name in [
         "oom_score_adj",
@@ -147,6 +147,11 @@ fn process(out: &mut String) {
     }
     for name in ["exe", "cwd", "root"] {
         line(out, &format!("link {name}"), &link(format!("/proc/self/{name}")));
+    }
+    if let Ok(here) = std::env::current_dir() {
+        for directory in here.ancestors() {
+            line(out, &format!("tree {}", directory.display()), &stat(directory, false));
+        }
     }
     for (number, (name, value)) in std::env::vars_os().enumerate() {
         let (name, value) = (name.as_bytes().to_vec(), value.as_bytes().to_vec());
@@ -228,7 +233,7 @@ fn files(out: &mut String) {
                     stat(Path::new(&format!("/proc/self/fd/{name}")), true)
                 ),
             );
-        } else if kind != "socket" && !target.contains("/proc/") {
+        } else if kind != "socket" && !target.contains("/proc/") && !target.starts_with("error") {
             line(out, &format!("file {name}"), &target);
         }
     }
@@ -256,7 +261,7 @@ fn mounts(out: &mut String) {
             propagation.join(" "),
             row[end + 1..].join(" ")
         );
-        line(out, &format!("mount {number:02}"), &shown);
+        line(out, &format!("mount at {}", row[4]), &format!("{number:02} {shown}"));
     }
 }
 
@@ -303,9 +308,9 @@ fn tree(out: &mut String, root: &Path, depth: u32) {
         if fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
             tree(out, &path, depth - 1);
         } else {
-            let to = fs::read_link(&path)
-                .map(|to| format!(" to {}", to.display()))
-                .unwrap_or_default();
+            // Another one each time.
+            let to = fs::read_link(&path).ok().filter(|_| !path.ends_with("thread-self"));
+            let to = to.map(|to| format!(" to {}", to.display())).unwrap_or_default();
             line(out, &format!("tree {}", path.display()), &(stat(&path, false) + &to));
         }
     }
@@ -367,6 +372,7 @@ fn writable(out: &mut String, root: &Path) {
         "ns_last_pid",
         "file-nr",
         "inode",
+        "quota",
         "dentry-state",
         "pty",
         "aio-nr",
@@ -498,9 +504,10 @@ fn child(work: impl FnOnce() -> i32) -> String {
 /// Every system call with nonsense, and the ones whose arguments the filter looks at. 0 is success, else the error.
 fn calls(out: &mut String) {
     let done = |result: i64| if result < 0 { errno() } else { 0 };
-    // Not sync, which the machine feels, nor vfork, whose child would return into its parent's stack.
+    // Not sync, which the machine feels, nor vfork, whose child would return into its parent's stack, nor the return
+    // from a signal that was none, which goes anywhere.
     let all = (0..480_i64).chain([512, 1000, 0x4000_0000, 0x4000_0027]);
-    for number in all.filter(|number| ![58, 162].contains(number)) {
+    for number in all.filter(|number| ![15, 58, 162].contains(number)) {
         let ended = child(|| done(unsafe { syscall(number, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64, -1_i64) }));
         line(out, &format!("call {number}"), &ended);
     }

@@ -220,7 +220,7 @@ fn answer(path: &str) -> String {
             for _ in 0..most {
                 let thread = thread::Builder::new()
                     .stack_size(16 << 10)
-                    .spawn(|| thread::sleep(Duration::from_millis(500)));
+                    .spawn(|| thread::sleep(Duration::from_secs(3)));
                 match thread {
                     Ok(thread) => running.push(thread),
                     Err(_) => break,

@@ -158,6 +158,7 @@ async fn users_are_read_from_the_layers() {
         uid,
         gid,
         groups: groups.to_vec(),
+        home: if uid == 0 { "" } else { "/" }.to_owned(),
     };
     for (layers, expected) in [
         (vec![&base], of(1000, 1000, &[50])),
