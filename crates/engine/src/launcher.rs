@@ -284,7 +284,8 @@ impl Launcher {
                 process::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
             }
             rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
-            let resolver = self.duty.egress.then_some(egress::RESOLVER);
+            let way_out = self.egress.as_ref().is_some_and(egress::Link::is_possible);
+            let resolver = way_out.then_some(egress::RESOLVER);
             rootfs::assemble(&run.place(), &start.layers, ids, start.first_id, resolver)?;
             process::close_on_exec().map_err(rootfs::describe("close files"))
         };
@@ -379,7 +380,7 @@ impl Launcher {
             .map_err(|e| rootfs::describe("open the instance's process")(e.into()))?;
         let network = network::open_namespace(&format!("/proc/{number}/ns/net"))
             .map_err(rootfs::describe("open the instance's network"))?;
-        let way_out = self.egress.as_mut().map(|egress| egress.slot(id));
+        let way_out = self.egress.as_mut().and_then(|egress| egress.slot(id));
         self.home
             .furnish(&network, way_out)
             .map_err(rootfs::describe("give the instance its address"))?;

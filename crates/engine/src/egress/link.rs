@@ -26,6 +26,8 @@ pub(crate) struct Link {
     relay: Option<Relay>,
     /// When the next one may be started. None: there is one, or none is possible.
     restart: Option<Instant>,
+    /// A relay said that it cannot work on this machine.
+    impossible: bool,
     instances: BTreeMap<String, Instance>,
     used: BTreeSet<Slot>,
     last: Slot,
@@ -53,6 +55,7 @@ impl Link {
             id8: id8.to_owned(),
             relay: None,
             restart: None,
+            impossible: false,
             instances: BTreeMap::new(),
             used: BTreeSet::new(),
             last: Slot::FIRST,
@@ -93,8 +96,16 @@ impl Link {
         }
     }
 
-    /// A place for an instance.
-    pub(crate) fn slot(&mut self, id: &str) -> Slot {
+    /// Whether instances have a way out, as far as is known.
+    pub(crate) fn is_possible(&self) -> bool {
+        !self.impossible
+    }
+
+    /// A place for an instance. None: it has no way out, and shall see that at once.
+    pub(crate) fn slot(&mut self, id: &str) -> Option<Slot> {
+        if self.impossible {
+            return None;
+        }
         let mut slot = self.last.next();
         // Far fewer instances than slots.
         while self.used.contains(&slot) {
@@ -107,10 +118,10 @@ impl Link {
         if let Some(former) = former {
             self.used.remove(&former.slot);
         }
-        slot
+        Some(slot)
     }
 
-    /// Brings an instance that has its slot to the relay. Returns at once.
+    /// Brings an instance to the relay if it has a slot. Returns at once.
     pub(crate) fn attach(&mut self, id: &str, network: OwnedFd) {
         if let Some(instance) = self.instances.get_mut(id) {
             instance.network = Some(network);
@@ -169,7 +180,7 @@ impl Link {
         self.relay = None;
         if end == End::Code(i32::from(CANNOT)) {
             self.waiting.clear();
-            self.restart = None;
+            self.impossible = true;
         } else {
             super::say(format_args!(
                 "the relay of instances ended with {end:?}, starting another one"

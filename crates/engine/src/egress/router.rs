@@ -253,22 +253,25 @@ pub(crate) fn furnish() -> io::Result<bool> {
         // Each refusal is told, not the first of a second only.
         ("ipv4/icmp_ratemask", "0"),
     ] {
-        set(name, value).map_err(|error| io::Error::other(format!("cannot set net/{name}: {error}")))?;
+        set(name, value)?;
     }
     let route_netlink = route_socket()?;
     let mut batch = Batch::default();
     link_up(&mut batch, LO);
     address(&mut batch, LO, RESOLVER);
-    let everywhere = |to| Route {
-        local: true,
-        ..Route::everywhere(to, LO)
-    };
     route(&mut batch, everywhere(NOWHERE_V4));
     batch.send(&route_netlink)?;
 
-    if !fs::exists("/proc/sys/net/ipv6")? {
-        return Ok(false);
+    match furnish_v6(&route_netlink) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            super::say(format_args!("instances have no IPv6: {error}"));
+            Ok(false)
+        }
     }
+}
+
+fn furnish_v6(route_netlink: &OwnedFd) -> io::Result<()> {
     for (name, value) in [
         ("ipv6/conf/all/disable_ipv6", "0"),
         ("ipv6/conf/default/disable_ipv6", "0"),
@@ -278,18 +281,26 @@ pub(crate) fn furnish() -> io::Result<bool> {
         ("ipv6/conf/default/addr_gen_mode", "1"),
         ("ipv6/icmp/ratelimit", "0"),
     ] {
-        set(name, value).map_err(|error| io::Error::other(format!("cannot set net/{name}: {error}")))?;
+        set(name, value)?;
     }
     let mut batch = Batch::default();
     // So that a refusal has a sender.
     address(&mut batch, LO, Ipv6Addr::from_bits(FIRST_V6));
     route(&mut batch, everywhere(NOWHERE_V6));
-    batch.send(&route_netlink)?;
-    Ok(true)
+    Ok(batch.send(route_netlink)?)
+}
+
+/// All the world is here.
+fn everywhere(to: IpAddr) -> Route {
+    Route {
+        local: true,
+        ..Route::everywhere(to, LO)
+    }
 }
 
 fn set(name: &str, value: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/net/{name}"), value)
+        .map_err(|error| io::Error::other(format!("cannot set net/{name}: {error}")))
 }
 
 /// Until an instance has its link: what it sends is dropped. So a program that calls somebody in its first millisecond

@@ -65,6 +65,7 @@ async fn sealed() {
     a_killed_relay(&lab, &one, &two).await;
     an_early_call(&mut lab).await;
     bounds(&lab, &one).await;
+    a_killed_launcher(&mut lab, &one).await;
     for listener in listeners {
         listener.set_nonblocking(true).expect("set");
         assert!(listener.accept().is_err(), "{listener:?} was called");
@@ -274,11 +275,16 @@ async fn names(lab: &Lab, id: &InstanceId, resolvers: &Path) {
 
 /// The process that relays.
 fn relay(lab: &Lab) -> Option<u32> {
+    process(lab, homerun_engine::EGRESS)
+}
+
+/// The process of this engine in a role.
+fn process(lab: &Lab, role: &str) -> Option<u32> {
     let all = fs::read_dir("/proc").expect("proc").flatten();
     let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.find(|pid: &u32| {
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.contains(homerun_engine::EGRESS) && words.contains(&lab.id8)
+        words.contains(role) && words.contains(&lab.id8)
     })
 }
 
@@ -346,4 +352,23 @@ async fn bounds(lab: &Lab, id: &InstanceId) {
     // 1,000 connections of one instance; the next is refused, and those that are there go on.
     let answer = lab.text(id, &format!("/many/1001/8.8.8.8:{ECHO}")).await;
     assert_eq!(answer, "1000 1000");
+}
+
+/// Its relay goes with it, as its instances do. The engine starts another pair.
+async fn a_killed_launcher(lab: &mut Lab, id: &InstanceId) {
+    let first = relay(lab).expect("a relay");
+    run(&format!(
+        "kill -9 {}",
+        process(lab, homerun_engine::LAUNCHER).expect("a launcher")
+    ));
+    lab.exit(id).await;
+    let begin = Instant::now();
+    while relay(lab).is_none_or(|now| now == first) {
+        assert!(begin.elapsed() < PATIENCE, "{first} is still there, or no other one");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let next = lab.ready(lab.spec(&[])).await;
+    attached(lab, &next).await;
+    let answer = lab.text(&next, &format!("/tcp/8.8.8.8:{ECHO}")).await;
+    assert_eq!(answer, "8.8.8.8 hello");
 }
