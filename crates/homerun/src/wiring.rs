@@ -95,7 +95,7 @@ impl Homerun {
             invokers: invokers(&keys),
             record: {
                 let journal = journal.clone();
-                Box::new(move |record: RequestRecord| journal.write(Entry::Request(Box::new(record))))
+                Box::new(move |record: RequestRecord| journal.write(&Entry::Request(Box::new(record))))
             },
             wake: {
                 let wake = wake.clone();
@@ -142,7 +142,7 @@ impl Homerun {
             now: crate::now,
             journal: {
                 let journal = journal.clone();
-                Box::new(move |entry| journal.write(entry))
+                Box::new(move |entry| journal.write(&entry))
             },
             about: api::About {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -348,12 +348,12 @@ fn answered_by_ingress(ingress: Arc<Ingress>) -> door::Answer {
 
 async fn write_starts(mut starts: mpsc::Receiver<StartRecord>, journal: Journal) {
     while let Some(start) = starts.recv().await {
-        journal.write(Entry::Start(start));
+        journal.write(&Entry::Start(start));
     }
 }
 
 async fn write_lines(mut lines: mpsc::Receiver<LogLine>, journal: Journal) {
     while let Some(line) = lines.recv().await {
-        journal.write(Entry::Line(line));
+        journal.write(&Entry::Line(line));
     }
 }

@@ -65,10 +65,10 @@ fn newest_first_by_service_and_revision() {
     let dir = dir();
     let journal = Journal::open(&dir.path().join("log")).expect("opens");
     let service = of("s", "s-00001-abc").service;
-    journal.write(line(of("s", "s-00001-abc"), "one"));
-    journal.write(line(of("s", "s-00002-abc"), "two"));
-    journal.write(line(of("t", "t-00001-abc"), "three, of s-00001-abc"));
-    journal.write(Entry::Start(StartRecord {
+    journal.write(&line(of("s", "s-00001-abc"), "one"));
+    journal.write(&line(of("s", "s-00002-abc"), "two"));
+    journal.write(&line(of("t", "t-00001-abc"), "three, of s-00001-abc"));
+    journal.write(&Entry::Start(StartRecord {
         at: Timestamp::from_micros(2),
         of: of("t", "t-00001-abc"),
         instance: InstanceId::new([9; 12]),
@@ -82,7 +82,7 @@ fn newest_first_by_service_and_revision() {
         listening_micros: 5,
         ready_micros: 15,
     }));
-    journal.write(Entry::Audit {
+    journal.write(&Entry::Audit {
         at: Timestamp::from_micros(2),
         service: service.clone(),
         caller: "me".to_owned(),
@@ -101,10 +101,36 @@ fn newest_first_by_service_and_revision() {
 }
 
 #[test]
+fn entries_of_many_threads_keep_their_order() {
+    let dir = dir();
+    let journal = Journal::open(dir.path()).expect("opens");
+    let turn = std::sync::Mutex::new(0_u32);
+    // More threads than shards, each next entry by whoever comes: their order is known by the lock.
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                for _ in 0..50 {
+                    let mut number = turn.lock().expect("lock");
+                    journal.write(&line(of("s", "s-00001-abc"), number.to_string()));
+                    *number += 1;
+                    drop(number);
+                    std::thread::yield_now();
+                }
+            });
+        }
+    });
+    assert_eq!(journal.dropped(), 0);
+    drop(journal);
+    let mut expected: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    expected.reverse();
+    assert_eq!(last(dir.path(), 2000, &Of::Everything), expected);
+}
+
+#[test]
 fn an_entry_is_on_disk_soon_without_a_close() {
     let dir = dir();
     let journal = Journal::open(dir.path()).expect("opens");
-    journal.write(line(of("s", "s-00001-abc"), "one"));
+    journal.write(&line(of("s", "s-00001-abc"), "one"));
     // Ten times the promise: the machine may be busy.
     let soon = std::time::Instant::now() + FLUSH * 10;
     while journal.read_last(1, &Of::Everything).expect("reads").is_empty() {
@@ -123,7 +149,7 @@ fn segments_are_closed_and_the_oldest_removed() {
     for round in 0..5 {
         let journal = Journal::open_with(dir.path(), limits).expect("opens");
         for number in 0..10 {
-            journal.write(line(of("s", "s-00001-abc"), format!("{round}.{number}")));
+            journal.write(&line(of("s", "s-00001-abc"), format!("{round}.{number}")));
             if number == 4 {
                 // Two batches at least, so that a segment ends within a round.
                 std::thread::sleep(FLUSH * 2);
@@ -151,15 +177,15 @@ fn segments_are_closed_and_the_oldest_removed() {
 fn a_half_line_is_passed_over_and_the_next_is_whole() {
     let dir = dir();
     let journal = Journal::open(dir.path()).expect("opens");
-    journal.write(line(of("s", "s-00001-abc"), "one"));
-    journal.write(line(of("s", "s-00001-abc"), "two"));
+    journal.write(&line(of("s", "s-00001-abc"), "one"));
+    journal.write(&line(of("s", "s-00001-abc"), "two"));
     drop(journal);
     let file = dir.path().join("00000000000000000001.jsonl");
     let whole = fs::read(&file).expect("there");
     fs::write(&file, &whole[..whole.len() - 9]).expect("cut");
     assert_eq!(last(dir.path(), 10, &Of::Everything), ["one"]);
     let journal = Journal::open(dir.path()).expect("opens");
-    journal.write(line(of("s", "s-00001-abc"), "three"));
+    journal.write(&line(of("s", "s-00001-abc"), "three"));
     drop(journal);
     assert_eq!(last(dir.path(), 10, &Of::Everything), ["three", "one"]);
 }
@@ -172,7 +198,7 @@ fn what_does_not_fit_the_queue_is_counted_and_told() {
     let long = "x".repeat(256 << 10);
     let entries: Vec<Entry> = (0..600).map(|_| line(of("s", "s-00001-abc"), long.clone())).collect();
     let written = entries.len() as u64;
-    for entry in entries {
+    for entry in &entries {
         journal.write(entry);
     }
     let dropped = journal.dropped();
@@ -183,7 +209,7 @@ fn what_does_not_fit_the_queue_is_counted_and_told() {
     {
         std::thread::sleep(Duration::from_millis(50));
     }
-    journal.write(line(of("s", "s-00001-abc"), "after"));
+    journal.write(&line(of("s", "s-00001-abc"), "after"));
     assert_eq!(journal.dropped(), dropped, "there is room again");
     drop(journal);
     let mut told = 0;
