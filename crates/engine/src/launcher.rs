@@ -215,7 +215,7 @@ impl Launcher {
     /// Starts the making of our own sandbox.
     fn make(&mut self, start: &Start, plan: &Plan, files: &[OwnedFd]) -> Result<(), String> {
         self.ids(start.first_id)?;
-        let way_out = self.egress.as_mut().map(|egress| egress.slot(&start.id));
+        let way_out = self.egress.as_mut().and_then(|egress| egress.slot(&start.id));
         let begun = self.nursery.make(Request {
             start,
             plan,
