@@ -34,6 +34,9 @@ const MOST_THREADS: usize = 256;
 const QUIET: Duration = Duration::from_mins(10);
 /// The same after open connections alone, which many servers keep for no harm.
 const QUIET_CONNECTIONS: Duration = Duration::from_hours(1);
+/// How long the connections of a revision are not read again: the kernel walks all of the machine's to find them, for
+/// some milliseconds, and the instances of a revision are alike.
+const CONNECTIONS_PAUSE: Duration = Duration::from_mins(5);
 /// How many peers are named.
 const MOST_PEERS: usize = 3;
 
@@ -65,28 +68,36 @@ struct Work {
 
 /// Looks at instances and freezes them, for ever.
 pub(crate) async fn watch(engine: Arc<Inner>, mut looks: mpsc::Receiver<Look>) {
-    let mut quiet = HashMap::new();
+    let mut pauses = Pauses::default();
     let mut batch = Vec::new();
     while looks.recv_many(&mut batch, BATCH).await > 0 {
         let (inner, batch, before) = (
             Arc::clone(&engine),
             std::mem::take(&mut batch),
-            std::mem::take(&mut quiet),
+            std::mem::take(&mut pauses),
         );
         let looked = tokio::task::spawn_blocking(move || look(&inner, batch, before));
         match looked.await {
-            Ok(after) => quiet = after,
+            Ok(after) => pauses = after,
             Err(error) => tracing::error!(%error, "looking at idle instances failed"),
         }
     }
 }
 
-/// Until when nothing is said of a revision.
-type Quiet = HashMap<RevisionKey, Instant>;
+/// Until when something is not done again for a revision.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// Saying anything.
+    quiet: HashMap<RevisionKey, Instant>,
+    /// Reading its connections.
+    connections: HashMap<RevisionKey, Instant>,
+}
 
-fn look(engine: &Inner, batch: Vec<Look>, mut quiet: Quiet) -> Quiet {
+fn look(engine: &Inner, batch: Vec<Look>, mut pauses: Pauses) -> Pauses {
     let now = Instant::now();
-    quiet.retain(|_, until| *until > now);
+    pauses.quiet.retain(|_, until| *until > now);
+    pauses.connections.retain(|_, until| *until > now);
+    let quiet = &mut pauses.quiet;
     let mut first = Vec::new();
     for Look { id, cpu } in batch {
         let entry = engine.entry(&id).filter(|entry| !quiet.contains_key(&entry.spec.of));
@@ -114,9 +125,13 @@ fn look(engine: &Inner, batch: Vec<Look>, mut quiet: Quiet) -> Quiet {
                 continue;
             }
         };
-        if quiet.contains_key(&spec.of) {
+        let unread = !pauses.connections.contains_key(&spec.of);
+        if quiet.contains_key(&spec.of) || work.is_none() && !unread {
             continue;
         }
+        pauses
+            .connections
+            .insert(spec.of.clone(), Instant::now() + CONNECTIONS_PAUSE);
         let peers = entry.running.get().map(|running| peers(&engine.home, &running.network));
         let peers = match peers {
             Some(Ok(peers)) => peers,
@@ -128,11 +143,15 @@ fn look(engine: &Inner, batch: Vec<Look>, mut quiet: Quiet) -> Quiet {
         };
         if let Some(text) = words(work.as_ref(), &peers) {
             engine.log.system(spec, Severity::Warning, text);
-            let pause = if work.is_some() { QUIET } else { QUIET_CONNECTIONS };
-            quiet.insert(spec.of.clone(), Instant::now() + pause);
+            let (of, now) = (spec.of.clone(), Instant::now());
+            if work.is_some() {
+                quiet.insert(of, now + QUIET);
+            } else {
+                pauses.connections.insert(of, now + QUIET_CONNECTIONS);
+            }
         }
     }
-    quiet
+    pauses
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -253,14 +272,27 @@ fn thread(stat: &str, schedule: &str) -> Option<Thread> {
 
 /// Who is at the other end of the connections that the instance made to the outside.
 fn peers(home: &Home, network: &OwnedFd) -> io::Result<Vec<SocketAddr>> {
-    let open = |name| fs::File::open(format!("/proc/thread-self/net/{name}"));
     // What is opened in the instance's network is read from any.
-    let (four, six) = home.inside(network, || (open("tcp"), open("tcp6")))?;
-    let mut text = io::read_to_string(four?)?;
-    if let Ok(six) = six {
-        text.push_str(&io::read_to_string(six)?);
+    let open = |name| fs::File::open(format!("/proc/thread-self/net/{name}"));
+    let kinds = [("sockstat", "TCP:", "tcp"), ("sockstat6", "TCP6:", "tcp6")];
+    let files = home.inside(network, || {
+        kinds.map(|(count, name, all)| (open(count), name, open(all)))
+    })?;
+    let mut text = String::new();
+    for (count, name, all) in files {
+        // A machine without version 6 has no such file.
+        let Ok(count) = count else { continue };
+        if are_in_use(&io::read_to_string(count)?, name) {
+            text.push_str(&io::read_to_string(all?)?);
+        }
     }
     Ok(outgoing(&text))
+}
+
+/// Whether a network has sockets of a kind, from `/proc/net/sockstat`. To ask is cheap, to list them is not.
+fn are_in_use(text: &str, name: &str) -> bool {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.is_some_and(|counts| !counts.trim_start().starts_with("inuse 0"))
 }
 
 /// The far ends of connections in `/proc/net/tcp` and `/proc/net/tcp6` that are open, were not accepted on a port that
@@ -433,6 +465,14 @@ mod tests {
         assert_eq!(thread("12 (a) S 1", "0 0 0").map(|thread| thread.runnable), Some(false));
         assert_eq!(thread("", "0 0 0"), None);
         assert_eq!(thread("12 (a) S 1", ""), None);
+    }
+
+    #[test]
+    fn sockets_are_counted_before_they_are_listed() {
+        let text = "sockets: used 3\nTCP: inuse 2 orphan 0 tw 0 alloc 3 mem 0\nTCP6: inuse 0\nUDP: inuse 0 mem 0\n";
+        assert!(are_in_use(text, "TCP:"));
+        assert!(!are_in_use(text, "TCP6:"));
+        assert!(!are_in_use("", "TCP:"));
     }
 
     #[test]

@@ -138,6 +138,23 @@ async fn open_connections_to_the_outside_are_told() {
     let line = until_warned(&mut lab, &id).await;
     let expected = "while 1 outgoing connection was open (to 198.51.100.2:5432).";
     assert!(line.text.contains(expected), "{}", line.text);
+    // Which keeps nobody from hearing of threads.
+    assert_eq!(lab.text_busy(&id, "/background/600000").await, "begun");
+    let late = async {
+        // Looked at again after ten seconds.
+        loop {
+            let line = until_warned(&mut lab, &id).await;
+            if line.text.contains("still running") {
+                return line;
+            }
+        }
+    };
+    let line = tokio::time::timeout(crate::lab::PATIENCE, late).await.expect("in time");
+    assert!(
+        line.text.contains(", and 1 outgoing connection was open"),
+        "{}",
+        line.text
+    );
     lab.close().await;
     drop(outside);
 }
