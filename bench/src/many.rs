@@ -3,10 +3,9 @@
 //! Ten thousand deploys would take longer than anyone waits, and would measure deploys. One service is deployed as
 //! anyone does it; then, with Homerun stopped, its rows in the database are written again under other names.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use rusqlite::Connection;
 
 use crate::{
     figure::{Measured, median},
@@ -87,57 +86,40 @@ pub(crate) fn idle_cpu() -> Result<Measured> {
     })
 }
 
-/// The same Homerun with so many more services like `name`, at most 1,000 in each region.
-fn copied(homerun: Homerun, name: &str, copies: usize) -> Result<Homerun> {
-    const REGIONS: [&str; 10] = [
-        "us-central1",
-        "us-east1",
-        "us-east4",
-        "us-west1",
-        "us-west2",
-        "europe-west1",
-        "europe-west2",
-        "europe-west3",
-        "asia-east1",
-        "asia-northeast1",
-    ];
-    let stopped = homerun.stop()?;
-    let mut database = Connection::open(stopped.data_dir().join("homerun.db"))?;
-    let transaction = database.transaction()?;
-    let service: String =
-        transaction.query_row("SELECT body FROM services WHERE name = ?1", [name], |row| row.get(0))?;
-    let revision: String = transaction.query_row("SELECT body FROM revisions WHERE service = ?1", [name], |row| {
-        row.get(0)
-    })?;
-    let first_region = "us-central1";
-    let mut made = BTreeMap::<&str, usize>::new();
-    for number in 0..copies {
-        let region = REGIONS[number % REGIONS.len()];
-        *made.entry(region).or_default() += 1;
-        let copy = format!("{name}{number}");
-        // Names stand in quotes, revision names begin with the service's; the image is named in another way.
-        let rename = |body: &str| {
-            body.replace(&format!("\"{name}\""), &format!("\"{copy}\""))
-                .replace(&format!("\"{name}-"), &format!("\"{copy}-"))
-                .replace(first_region, region)
-        };
-        let (service, revision) = (rename(&service), rename(&revision));
-        let revision_name = field(&revision, "name")?;
-        transaction.execute("INSERT INTO services VALUES (?1, ?2, ?3)", (region, &copy, &service))?;
-        transaction.execute(
-            "INSERT INTO revisions VALUES (?1, ?2, ?3, ?4)",
-            (region, &copy, &revision_name, &revision),
-        )?;
-    }
-    ensure!(made.values().all(|count| *count <= 1000), "more than a region takes");
-    transaction.commit()?;
-    drop(database);
-    stopped.up()
-}
+/// Writes the rows anew: the arguments are the database, the service, and how many. At most 1,000 in each region. Names
+/// stand in quotes, revision names begin with the service's; the image is named in another way.
+const COPY: &str = r#"
+import json, sqlite3, sys
+file, name, copies = sys.argv[1], sys.argv[2], int(sys.argv[3])
+regions = ["us-central1", "us-east1", "us-east4", "us-west1", "us-west2",
+           "europe-west1", "europe-west2", "europe-west3", "asia-east1", "asia-northeast1"]
+database = sqlite3.connect(file)
+service, = database.execute("SELECT body FROM services WHERE name = ?", [name]).fetchone()
+revision, = database.execute("SELECT body FROM revisions WHERE service = ?", [name]).fetchone()
+for number in range(copies):
+    region, copy = regions[number % len(regions)], f"{name}{number}"
+    def rename(body):
+        body = body.replace(f'"{name}"', f'"{copy}"').replace(f'"{name}-', f'"{copy}-')
+        return body.replace("us-central1", region)
+    mine, its = rename(service), rename(revision)
+    database.execute("INSERT INTO services VALUES (?, ?, ?)", [region, copy, mine])
+    database.execute("INSERT INTO revisions VALUES (?, ?, ?, ?)", [region, copy, json.loads(its)["key"]["name"], its])
+database.commit()
+"#;
 
-/// The revision's own name in its stored form.
-fn field(revision: &str, name: &str) -> Result<String> {
-    let revision: serde_json::Value = serde_json::from_str(revision)?;
-    let text = revision["key"][name].as_str().context("a revision has a name")?;
-    Ok(text.to_owned())
+/// The same Homerun with so many more services like `name`.
+fn copied(homerun: Homerun, name: &str, copies: usize) -> Result<Homerun> {
+    let stopped = homerun.stop()?;
+    let written = Command::new("python3")
+        .args(["-c", COPY])
+        .arg(stopped.data_dir().join("homerun.db"))
+        .args([name, &copies.to_string()])
+        .output()
+        .context("cannot run python3")?;
+    ensure!(
+        written.status.success(),
+        "no copies were written: {}",
+        String::from_utf8_lossy(&written.stderr)
+    );
+    stopped.up()
 }
