@@ -264,6 +264,7 @@ mod tests {
             domain: "a.run.localhost".to_owned(),
             scheme: Scheme::Https,
             port: 8443,
+            default_sandbox: model::Sandbox::Gen2,
         };
         for (host, api) in [
             ("run.googleapis.com", Api::Run(region("us-central1"))),

@@ -262,7 +262,7 @@ impl Control {
         let chance = (self.links.chance)().to_le_bytes();
         let id = InstanceId::new(chance[..12].try_into().expect("12 of 16 bytes"));
         let image = model::bare_digest(digest).to_owned();
-        let spec = InstanceSpec::derive(id, revision, image, &self.links.site.project);
+        let spec = InstanceSpec::derive(id, revision, image, &self.links.site);
         if let Err(error) = self.links.engine.start(spec).await {
             tracing::error!(revision = %revision.key, error = told(&error), "cannot start an instance");
         }
@@ -385,6 +385,7 @@ pub(crate) mod cases {
             domain: "a.run.localhost".to_owned(),
             scheme: Scheme::Http,
             port: 8081,
+            default_sandbox: model::Sandbox::Gen2,
         }
     }
 

@@ -85,21 +85,11 @@ pub(crate) fn configuration(
     user: &User,
     lodging: &Lodging<'_>,
 ) -> Result<Value, BundleError> {
-    let arguments = arguments(spec, config)?;
-    let open_files = lodging.open_files.min(MOST_OPEN_FILES);
-    let (held, bounding): (&[&str], &[&str]) = match user.uid {
-        0 => (&CAPABILITIES, &CAPABILITIES),
-        _ => (&[], &CAPABILITIES),
-    };
-    let directory = match (&spec.container.working_dir, config.working_dir.as_str()) {
-        (Some(own), _) => own,
-        (None, "") => "/",
-        (None, of_image) => of_image,
-    };
+    let process = process(spec, config, user, lodging)?;
     let mapping = json!([{"containerID": 0, "hostID": lodging.first_id, "size": IDS}]);
     let namespaces = ["user", "network", "pid", "mount", "ipc", "uts", "cgroup"];
     let namespaces = namespaces.map(|kind| json!({"type": kind}));
-    let mut linux = json!({
+    let linux = json!({
         "uidMappings": mapping,
         "gidMappings": mapping,
         "namespaces": namespaces,
@@ -111,32 +101,49 @@ pub(crate) fn configuration(
         "readonlyPaths": READ_ONLY,
         "rootfsPropagation": "private",
     });
-    if lodging.one_tree {
-        // The first kill ends all.
-        linux["resources"]["unified"] = json!({"memory.oom.group": "1"});
-    }
     Ok(json!({
         "ociVersion": "1.0.2",
         "hostname": HOST_NAME,
         "root": {"path": lodging.root, "readonly": false},
-        "process": {
-            "terminal": false,
-            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
-            "args": arguments,
-            "env": environment(spec, config, user),
-            "cwd": directory,
-            "capabilities": {
-                "bounding": bounding,
-                "effective": held,
-                "permitted": held,
-                "inheritable": [],
-                "ambient": [],
-            },
-            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files}],
-            "noNewPrivileges": true,
-        },
+        "process": process,
         "mounts": mounts(spec),
         "linux": linux,
+    }))
+}
+
+/// The first process of the instance, in either generation.
+pub(crate) fn process(
+    spec: &InstanceSpec,
+    config: &ImageConfig,
+    user: &User,
+    lodging: &Lodging<'_>,
+) -> Result<Value, BundleError> {
+    let arguments = arguments(spec, config)?;
+    let open_files = lodging.open_files.min(MOST_OPEN_FILES);
+    let (held, bounding): (&[&str], &[&str]) = match user.uid {
+        0 => (&CAPABILITIES, &CAPABILITIES),
+        _ => (&[], &CAPABILITIES),
+    };
+    let directory = match (&spec.container.working_dir, config.working_dir.as_str()) {
+        (Some(own), _) => own,
+        (None, "") => "/",
+        (None, of_image) => of_image,
+    };
+    Ok(json!({
+        "terminal": false,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+        "args": arguments,
+        "env": environment(spec, config, user),
+        "cwd": directory,
+        "capabilities": {
+            "bounding": bounding,
+            "effective": held,
+            "permitted": held,
+            "inheritable": [],
+            "ambient": [],
+        },
+        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": open_files, "hard": open_files}],
+        "noNewPrivileges": true,
     }))
 }
 
@@ -175,7 +182,7 @@ fn environment(spec: &InstanceSpec, config: &ImageConfig, user: &User) -> Vec<St
     all
 }
 
-fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
+pub(crate) fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
     let mut memory = json!({"limit": spec.container.memory_bytes});
     if lodging.limits_swap {
         // Memory and swap together: no swap.
@@ -188,11 +195,16 @@ fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
     if !spec.startup_cpu_boost {
         cpu["quota"] = json!(quota_micros(spec.container.cpu_millis));
     }
-    json!({
+    let mut all = json!({
         "memory": memory,
         "cpu": cpu,
         "pids": {"limit": MOST_PROCESSES},
-    })
+    });
+    if lodging.one_tree {
+        // The first kill ends all.
+        all["unified"] = json!({"memory.oom.group": "1"});
+    }
+    all
 }
 
 fn mounts(spec: &InstanceSpec) -> Value {

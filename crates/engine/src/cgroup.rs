@@ -4,7 +4,10 @@
 //! can be found by name. Two layouts are known. [`Layout::V1`]: one hierarchy per controller, perhaps with an empty
 //! version 2 tree beside them, whose freezer is used because it stops and starts a group 20 times faster than version
 //! 1's. [`Layout::V2`]: the one tree of version 2. The groups of an instance are made, filled and limited by the
-//! container runtime; only the group in the empty version 2 tree is ours.
+//! container runtime, or by ourselves for one that is told to leave them alone (`own`); the group in the empty version
+//! 2 tree is always ours.
+
+mod own;
 
 use std::{
     collections::BTreeMap,

@@ -46,7 +46,7 @@ use tokio::sync::oneshot;
 use self::{guest::Guests, outside::Outside, packet::Family, watch::Rules};
 pub(crate) use self::{
     link::Link,
-    router::{RESOLVER, Slot, address, reserve},
+    router::{RESOLVER, Slot, address, link_up, reserve},
 };
 use crate::{
     doctor,

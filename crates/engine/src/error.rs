@@ -30,8 +30,6 @@ pub enum OpenError {
 /// Why an instance is not started. Everything else shows as [`InstanceState::Stopped`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StartError {
-    #[error("instance {id}: execution environment gen1 is not served, only gen2")]
-    Gen1 { id: InstanceId },
     #[error("instance {id}: all {limit} ranges of user ids are in use")]
     NoIds { id: InstanceId, limit: u32 },
     #[error("instance {id}: the engine is shutting down")]

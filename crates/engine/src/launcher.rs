@@ -29,7 +29,9 @@ use rustix::{
 use crate::{
     cgroup::{Groups, Layout},
     claim::{Claim, RunDir, Wait},
-    egress, network, process, rootfs,
+    egress,
+    gvisor::{self, Gvisor, Making},
+    network, process, rootfs,
     sandbox::{Infant, Nursery, Plan, Reaped, Request},
     sweep,
     wire::{self, End, Order, Report, Start},
@@ -268,10 +270,36 @@ impl Launcher {
         if let Some(child) = child.map_err(rootfs::describe("start a process"))? {
             return Ok(child);
         }
-        let why = self.become_runtime(start, files);
-        let _ = fs::write(self.duty.run.log(&start.id), why);
+        let made = match &start.gvisor {
+            Some(gvisor) => self.make_gvisor(start, gvisor, files),
+            None => Err(self.become_runtime(start, files)),
+        };
+        let code = match made {
+            Ok(()) => 0,
+            Err(why) => {
+                let _ = fs::write(self.duty.run.log(&start.id), why);
+                125
+            }
+        };
         // SAFETY: ends the child without running what the parent has to run at its exit.
-        unsafe { libc::_exit(125) }
+        unsafe { libc::_exit(code) }
+    }
+
+    /// Returns when an instance of the first generation waits to be released.
+    fn make_gvisor(&self, start: &Start, gvisor: &Gvisor, files: &[OwnedFd]) -> Result<(), String> {
+        for (number, file) in (0..=2).zip(files) {
+            process::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
+        }
+        gvisor::create(&Making {
+            gvisor,
+            run: &self.duty.run,
+            id: &start.id,
+            layers: &start.layers,
+            ids: &self.user_namespaces[&start.first_id],
+            first_id: start.first_id,
+            groups: &Groups::new(&self.layout, &self.duty.id8, &start.id),
+            resolver: self.duty.egress.then_some(egress::RESOLVER),
+        })
     }
 
     /// Never returns but with what went wrong.

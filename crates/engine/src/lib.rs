@@ -12,8 +12,9 @@
 //! ```
 //!
 //! The container runtime is `crun`, by its command line, with a configuration that is a pure function of the spec
-//! (`bundle`). Version 1 of control groups, alone or beside an empty version 2 tree, is tested with real instances;
-//! for machines with version 2 only, configuration and parsing are tested as text, and nothing more was tried.
+//! (`bundle`); an instance of the first generation has gVisor's `runsc` in a room of its own (`gvisor`). Version 1 of
+//! control groups, alone or beside an empty version 2 tree, is tested with real instances; for machines with version 2
+//! only, configuration and parsing are tested as text, and nothing more was tried.
 
 mod board;
 mod bundle;
@@ -25,6 +26,7 @@ mod doctor;
 mod egress;
 mod error;
 mod gate;
+mod gvisor;
 mod ids;
 mod launch;
 mod launcher;
@@ -58,8 +60,8 @@ use std::{
 
 use image::Images;
 use model::{
-    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, Sandbox,
-    StartRecord, Timestamp,
+    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, StartRecord,
+    Timestamp,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -84,6 +86,7 @@ pub use crate::{
     doctor::{Finding, doctor},
     egress::{EGRESS, egress_main},
     error::{OpenError, StartError, StopError},
+    gvisor::first_generation,
     ids::FIRST_ID,
     launch::LaunchError,
     launcher::{LAUNCHER, launcher_main},
@@ -113,6 +116,8 @@ pub struct Settings {
     pub egress: Egress,
     /// Who makes the sandboxes of gen2.
     pub maker: Maker,
+    /// Directories in which gVisor's `runsc` is looked for, as in `PATH`.
+    pub gvisor_path: std::ffi::OsString,
     /// The first user and group id that instances run with; [`FIRST_ID`] unless something else has these.
     pub first_id: u32,
 }
@@ -169,6 +174,8 @@ pub(crate) struct Inner {
     reclaiming: Semaphore,
     closing: AtomicBool,
     claim: Mutex<Option<Claim>>,
+    gvisor_path: std::ffi::OsString,
+    gvisor: tokio::sync::OnceCell<gvisor::Gvisor>,
 }
 
 fn cpus() -> usize {
@@ -247,6 +254,8 @@ impl Engine {
             reclaiming: Semaphore::new(1),
             closing: AtomicBool::new(false),
             claim: Mutex::new(Some(claim)),
+            gvisor_path: settings.gvisor_path,
+            gvisor: tokio::sync::OnceCell::new(),
         });
         let freezing = {
             let inner = Arc::clone(&inner);
@@ -305,10 +314,6 @@ impl Engine {
 
     fn take(&self, spec: InstanceSpec, parked: bool) -> Result<(), StartError> {
         let id = spec.id.clone();
-        match spec.sandbox {
-            Sandbox::Gen1 => return Err(StartError::Gen1 { id }),
-            Sandbox::Gen2 => {}
-        }
         let mut entries = self.inner.entries.write().expect("no panic while held");
         if entries.contains_key(&id) {
             return Ok(());

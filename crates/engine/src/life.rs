@@ -16,7 +16,7 @@ use std::{
 };
 
 use image::Digest;
-use model::{Exit, ExitCause, InstanceId, InstanceSpec, Severity, Stream};
+use model::{Exit, ExitCause, InstanceId, InstanceSpec, Sandbox, Severity, Stream};
 use rustix::{
     fs::{Gid, Uid},
     process::{Signal, pidfd_send_signal},
@@ -33,6 +33,7 @@ use crate::{
     cgroup::{Alarm, Groups, Layout, MemoryKills},
     cpu::Cpu,
     gate::{self, Gate, Way},
+    gvisor::{self, Gvisor},
     ids::Range,
     output::Output,
     phases::{Moments, Ordered},
@@ -141,6 +142,9 @@ fn never_executed(cause: ExitCause, last_lines: &[String]) -> ExitCause {
         (ExitCause::Code(1), [only]) if only.starts_with("exec container process ") => {
             ExitCause::NotStarted(only.clone())
         }
+        (ExitCause::Code(1), [.., last]) if last.starts_with(gvisor::NOT_STARTED) => {
+            ExitCause::NotStarted(last[gvisor::NOT_STARTED.len()..].to_owned())
+        }
         _ => cause,
     }
 }
@@ -165,7 +169,12 @@ impl Life {
             prepared = prepare(&self.engine, &self.entry) => prepared.map_err(ExitCause::NotStarted),
             _ = asked_to_stop(&mut stop) => Err(ExitCause::Stopped),
         };
-        let Prepared { layers, owner, plan } = prepared?;
+        let Prepared {
+            layers,
+            owner,
+            plan,
+            gvisor,
+        } = prepared?;
         let engine = Arc::clone(&self.engine);
         let turn = tokio::select! {
             turn = engine.creations.acquire() => turn.expect("never closed"),
@@ -193,6 +202,7 @@ impl Life {
             layers,
             first_id: self.entry.first_id,
             plan,
+            gvisor,
         });
         let asked = std::time::Instant::now();
         link.order(&order, &files.each_ref())
@@ -377,6 +387,10 @@ impl Life {
         if running.kills.count() > 0 {
             return self.out_of_memory();
         }
+        let end = match self.entry.spec.sandbox {
+            Sandbox::Gen1 => gvisor::end(end),
+            Sandbox::Gen2 => end,
+        };
         match end {
             End::Code(code) => ExitCause::Code(code),
             End::Signal(signal) => ExitCause::Signal(signal),
@@ -467,15 +481,22 @@ impl Life {
 
 /// What is made before the launcher is asked.
 struct Prepared {
+    /// Lowest first.
     layers: Vec<PathBuf>,
     /// Of the output's pipes.
     owner: (u32, u32),
-    /// None: crun makes the sandbox.
+    /// None: crun or runsc makes the sandbox.
     plan: Option<Box<Plan>>,
+    /// What runs the first generation.
+    gvisor: Option<Gvisor>,
 }
 
-/// Image, user and bundle.
+/// Image, user, bundle, and what runs the first generation.
 async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Prepared, String> {
+    let gvisor = match entry.spec.sandbox {
+        Sandbox::Gen1 => Some(engine.gvisor().await?),
+        Sandbox::Gen2 => None,
+    };
     let digest: Digest = entry
         .spec
         .container
@@ -498,8 +519,11 @@ async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Prepared, St
             limits_swap: engine.limits_swap,
             open_files: engine.open_files,
         };
-        let configuration =
-            bundle::configuration(spec, &unpacked.config, &user, &lodging).map_err(|error| chain(&error))?;
+        let config = &unpacked.config;
+        let configuration = match spec.sandbox {
+            Sandbox::Gen1 => gvisor::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
+            Sandbox::Gen2 => bundle::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
+        }?;
         let bundle = engine.run.bundle(id);
         let written = write_bundle(&bundle, &configuration).and_then(|()| {
             let parked = !*entry.released.borrow();
@@ -508,6 +532,7 @@ async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Prepared, St
         written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
         let owner = (first_id + user.uid, first_id + user.gid);
         let plan = match engine.maker {
+            _ if gvisor.is_some() => None,
             Maker::Crun => None,
             Maker::Own => match Plan::read(&configuration, &engine.layout) {
                 Ok(plan) => Some(Box::new(plan)),
@@ -521,6 +546,7 @@ async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Prepared, St
             layers: unpacked.layers,
             owner,
             plan,
+            gvisor,
         })
     });
     written.await.map_err(|error| format!("preparing failed: {error}"))?

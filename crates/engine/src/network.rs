@@ -101,3 +101,11 @@ pub(crate) fn open_namespace(path: &str) -> io::Result<OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }
+
+/// Brings up `lo` of the calling thread's namespace, and lets everybody in it listen on any port.
+pub(crate) fn raise() -> io::Result<()> {
+    let mut batch = Batch::default();
+    egress::link_up(&mut batch, LO);
+    batch.send(route_socket()?)?;
+    std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+}

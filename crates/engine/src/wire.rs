@@ -13,7 +13,10 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::sandbox::{Plan, Spent};
+use crate::{
+    gvisor::Gvisor,
+    sandbox::{Plan, Spent},
+};
 
 /// Longest message, bytes. The layers of an image are at most 127 paths.
 const LONGEST: usize = 128 << 10;
@@ -40,6 +43,9 @@ pub(crate) struct Start {
     pub(crate) first_id: u32,
     /// How our own sandbox is made. None: crun makes it of the bundle.
     pub(crate) plan: Option<Box<Plan>>,
+    /// What runs it when it is of the first generation.
+    #[serde(default)]
+    pub(crate) gvisor: Option<Gvisor>,
 }
 
 /// From the launcher to the server.

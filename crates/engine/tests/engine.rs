@@ -1,6 +1,8 @@
 //! Real instances on this machine: needs root, crun and rustc. Every test has an engine of its own and proves at its
 //! end that nothing of it is left.
 
+#[path = "engine/contract.rs"]
+mod contract;
 #[path = "engine/cpu.rs"]
 mod cpu;
 #[path = "engine/cutoff.rs"]
@@ -13,6 +15,8 @@ mod egress;
 mod ends;
 #[path = "engine/equal.rs"]
 mod equal;
+#[path = "engine/generations.rs"]
+mod generations;
 #[path = "engine/images.rs"]
 mod images;
 #[path = "engine/inside.rs"]

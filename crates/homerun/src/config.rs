@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use engine::Egress;
-use model::{ProjectId, Region, Scheme};
+use model::{ProjectId, Region, Sandbox, Scheme};
 use serde::Deserialize;
 
 /// Read when it is there and no other file is named.
@@ -51,6 +51,10 @@ pub(crate) struct Flags {
     /// Who makes the sandboxes of gen2: own, or crun [default: own]
     #[arg(long, env = "HOMERUN_RUNTIME", value_name = "RUNTIME", value_parser = runtime)]
     runtime: Option<engine::Maker>,
+    /// What revisions run in that name no execution environment: gen1, which is gVisor, or gen2, a full Linux
+    /// [default: gen2]
+    #[arg(long, env = "HOMERUN_DEFAULT_EXECUTION_ENVIRONMENT", value_name = "GENERATION", value_parser = generation)]
+    default_execution_environment: Option<Sandbox>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -71,6 +75,7 @@ struct File {
     url_scheme: Option<String>,
     egress: Option<String>,
     runtime: Option<String>,
+    default_execution_environment: Option<String>,
 }
 
 /// What is in force.
@@ -87,6 +92,7 @@ pub(crate) struct Config {
     pub(crate) url_scheme: Scheme,
     pub(crate) egress: Egress,
     pub(crate) runtime: engine::Maker,
+    pub(crate) default_execution_environment: Sandbox,
 }
 
 impl Config {
@@ -118,6 +124,12 @@ impl Config {
             .map(runtime)
             .transpose()
             .map_err(told("runtime"))?;
+        let file_generation = file
+            .default_execution_environment
+            .as_deref()
+            .map(generation)
+            .transpose()
+            .map_err(told("default-execution-environment"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -146,6 +158,10 @@ impl Config {
             url_scheme: flags.url_scheme.or(file_scheme).unwrap_or(Scheme::Https),
             egress: flags.egress.or(file_egress).unwrap_or(Egress::Internet),
             runtime: flags.runtime.or(file_runtime).unwrap_or_default(),
+            default_execution_environment: flags
+                .default_execution_environment
+                .or(file_generation)
+                .unwrap_or(Sandbox::Gen2),
         })
     }
 }
@@ -209,6 +225,14 @@ fn runtime(text: &str) -> Result<engine::Maker, String> {
     }
 }
 
+fn generation(text: &str) -> Result<Sandbox, String> {
+    match text {
+        "gen1" => Ok(Sandbox::Gen1),
+        "gen2" => Ok(Sandbox::Gen2),
+        _ => Err(format!("\"{text}\" is neither gen1 nor gen2")),
+    }
+}
+
 fn domain(text: &str) -> Result<String, String> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -263,6 +287,16 @@ mod tests {
         std::fs::write(&file, "runtime = \"crun\"\n").expect("written");
         let config = of(&["--config", path]).expect("a configuration");
         assert_eq!(config.runtime, engine::Maker::Crun);
+        assert_eq!(config.default_execution_environment, Sandbox::Gen2);
+        std::fs::write(&file, "default-execution-environment = \"gen1\"\n").expect("written");
+        let config = of(&["--config", path]).expect("a configuration");
+        assert_eq!(config.default_execution_environment, Sandbox::Gen1);
+        std::fs::write(&file, "default-execution-environment = \"gen0\"\n").expect("written");
+        let error = format!("{:#}", of(&["--config", path]).expect_err("a wrong generation"));
+        assert!(
+            error.contains("default-execution-environment") && error.contains("gen0"),
+            "{error}"
+        );
         std::fs::write(&file, "htp = \"127.0.0.1:9000\"\n").expect("written");
         let error = format!("{:#}", of(&["--config", path]).expect_err("unknown key"));
         assert!(error.contains("htp"), "{error}");
@@ -289,6 +323,7 @@ mod tests {
             ["--project", "P"],
             ["--url-scheme", "ftp"],
             ["--runtime", "runc"],
+            ["--default-execution-environment", "gen3"],
             ["--idle-retention", "soon"],
             ["--egress", "everywhere"],
         ] {

@@ -1,4 +1,5 @@
-//! `homerun doctor`: what the machine lacks, and the command that mends it.
+//! `homerun doctor`: what the machine lacks, and the command that mends it. A machine without gVisor is fine, and is told
+//! that the first generation is missing.
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
@@ -33,6 +34,14 @@ pub(crate) fn main(words: &[OsString]) -> ExitCode {
     let findings = engine::doctor();
     for finding in &findings {
         let _ = writeln!(out, "lacking  {}\n  mend   {}", finding.problem, finding.remedy);
+    }
+    match engine::first_generation() {
+        Ok(told) => drop(writeln!(out, "gen1     {told}")),
+        Err(finding) => drop(writeln!(
+            out,
+            "without  {}\n  mend   {}",
+            finding.problem, finding.remedy
+        )),
     }
     if findings.is_empty() {
         let _ = writeln!(out, "fine     this machine has all that Homerun needs");

@@ -87,7 +87,10 @@ fn log_to_stderr() {
 }
 
 fn run(config: Config) -> anyhow::Result<()> {
-    let lacking = engine::doctor();
+    let mut lacking = engine::doctor();
+    if config.default_execution_environment == model::Sandbox::Gen1 {
+        lacking.extend(engine::first_generation().err());
+    }
     if !lacking.is_empty() {
         let lines: Vec<String> = lacking
             .iter()

@@ -80,6 +80,7 @@ impl Homerun {
             runtime: PathBuf::from("crun"),
             egress: config.egress,
             maker: config.runtime,
+            gvisor_path: std::env::var_os("PATH").unwrap_or_default(),
             first_id: engine::FIRST_ID,
         })
         .await?;
@@ -133,6 +134,7 @@ impl Homerun {
                 model::Scheme::Http => http.port(),
                 model::Scheme::Https => https.port(),
             },
+            default_sandbox: config.default_execution_environment,
         };
         let surface = Arc::new(api::Surface {
             store: store.clone(),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc, time::Duration
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Container, CpuAllocation, EnvVar, Probe, ProbeKind, Probed, ProjectId, Reason, Revision, RevisionKey, Sandbox,
+    Container, CpuAllocation, EnvVar, Probe, ProbeKind, Probed, Reason, Revision, RevisionKey, Sandbox, Site,
     Timestamp, Volume, VolumeMount,
 };
 
@@ -109,7 +109,7 @@ pub struct ContainerSpec {
 
 impl InstanceSpec {
     /// What an instance of `revision` needs. `image` is the digest of the ingress container's image.
-    pub fn derive(id: InstanceId, revision: &Revision, image: String, project: &ProjectId) -> Self {
+    pub fn derive(id: InstanceId, revision: &Revision, image: String, site: &Site) -> Self {
         let template = &revision.template;
         let port = template.port.number;
         let service = &revision.key.service;
@@ -118,7 +118,7 @@ impl InstanceSpec {
             ("K_REVISION", revision.key.name.to_string()),
             ("K_CONFIGURATION", service.name.to_string()),
             ("HOMERUN_REGION", service.region.to_string()),
-            ("HOMERUN_PROJECT", project.to_string()),
+            ("HOMERUN_PROJECT", site.project.to_string()),
         ];
         let variable = |(name, value): (&str, String)| EnvVar {
             name: name.to_owned(),
@@ -143,7 +143,7 @@ impl InstanceSpec {
             volumes: template.volumes.clone(),
             startup_cpu_boost: template.startup_cpu_boost(),
             cpu_allocation: template.cpu_allocation(),
-            sandbox: template.sandbox.unwrap_or(Sandbox::Gen2),
+            sandbox: template.sandbox(site.default_sandbox),
         }
     }
 

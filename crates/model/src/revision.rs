@@ -199,6 +199,16 @@ impl RevisionTemplate {
         self.cpu_allocation.unwrap_or_default()
     }
 
+    /// What its instances run in: what was named, else `default`, unless only the second generation has what it asks
+    /// for.
+    pub fn sandbox(&self, default: Sandbox) -> Sandbox {
+        match self.sandbox {
+            Some(named) => named,
+            None if self.sidecars.is_empty() => default,
+            None => Sandbox::Gen2,
+        }
+    }
+
     pub fn startup_cpu_boost(&self) -> bool {
         self.startup_cpu_boost.unwrap_or(false)
     }
@@ -305,6 +315,15 @@ pub fn template_violations(template: &RevisionTemplate, service: &ServiceName, p
     let mut say = |field: &str, description: String| {
         found.push(Violation::new(format!("{path}.{field}"), description));
     };
+    if template.sandbox == Some(Sandbox::Gen1) && !template.sidecars.is_empty() {
+        say(
+            "spec.containers",
+            format!(
+                "{} containers in the first generation execution environment: at most 1, several run in gen2",
+                1 + template.sidecars.len()
+            ),
+        );
+    }
     if let Some(name) = &template.name
         && !name.belongs_to(service)
     {
@@ -489,6 +508,29 @@ mod tests {
             .iter()
             .map(ToString::to_string)
             .collect()
+    }
+
+    #[test]
+    fn the_first_generation_has_one_container() {
+        let mut template = example();
+        assert_eq!(template.sandbox(Sandbox::Gen1), Sandbox::Gen1);
+        assert_eq!(template.sandbox(Sandbox::Gen2), Sandbox::Gen2);
+        template.sandbox = Some(Sandbox::Gen1);
+        assert_eq!(template.sandbox(Sandbox::Gen2), Sandbox::Gen1);
+        template.sandbox = None;
+        template.sidecars = vec![crate::container::example()];
+        assert_eq!(template.sandbox(Sandbox::Gen1), Sandbox::Gen2);
+
+        let found = broken(|t| {
+            t.sandbox = Some(Sandbox::Gen1);
+            t.sidecars = vec![crate::container::example()];
+        });
+        assert!(
+            found
+                .iter()
+                .any(|text| text.contains("spec.containers") && text.contains("at most 1")),
+            "{found:?}"
+        );
     }
 
     #[test]

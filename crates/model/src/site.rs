@@ -1,8 +1,8 @@
 //! The names under which one Homerun's services are found.
 
-use crate::{ProjectId, ProjectNumber, Region, ServiceKey, Tag, url_hash};
+use crate::{ProjectId, ProjectNumber, Region, Sandbox, ServiceKey, Tag, url_hash};
 
-/// What all URLs of one Homerun have in common.
+/// What all URLs of one Homerun have in common, and what its services get that do not say otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     pub project: ProjectId,
@@ -14,6 +14,8 @@ pub struct Site {
     pub scheme: Scheme,
     /// The ingress port that goes into URLs, when it is not the scheme's own.
     pub port: u16,
+    /// What revisions run in that name no execution environment.
+    pub default_sandbox: Sandbox,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +90,7 @@ pub(crate) fn example() -> Site {
         domain: "a.run.localhost".to_owned(),
         scheme: Scheme::Https,
         port: 8443,
+        default_sandbox: Sandbox::Gen2,
     }
 }
 

@@ -6,6 +6,7 @@
 mod bad_input;
 mod durability;
 mod faults;
+mod generations;
 mod half_open;
 mod images;
 mod ingress;

@@ -151,7 +151,6 @@ fn wrong_values_are_refused_with_their_limits() {
             "resources.limits.memory",
             "at least 512Mi",
         ),
-        ("--execution-environment=gen1", "execution-environment", "only gen2"),
         ("--min-instances=4", "minScale", "maximum of 3"),
         ("--max-instances=0", "maxScale", "1 to 1000"),
         ("--max-instances=1001", "maxScale", "1 to 1000"),

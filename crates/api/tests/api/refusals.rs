@@ -289,7 +289,6 @@ async fn wrong_annotations() {
             "whole seconds",
         ),
         ("run.googleapis.com/cpu-throttling", "maybe", "true or false"),
-        ("run.googleapis.com/execution-environment", "gen1", "gen1 is not served"),
         (
             "run.googleapis.com/execution-environment",
             "gen3",

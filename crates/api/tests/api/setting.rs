@@ -61,6 +61,7 @@ impl Setting {
                 domain: "a.run.localhost".to_owned(),
                 scheme: Scheme::Https,
                 port: 8443,
+                default_sandbox: model::Sandbox::Gen2,
             },
             now,
             journal: Box::new(move |entry| sink.lock().expect("no panic before").push(entry)),

@@ -169,6 +169,7 @@ async fn an_id_has_one_owner() {
         runtime: "crun".into(),
         egress: homerun_engine::Egress::Off,
         maker: homerun_engine::Maker::Own,
+        gvisor_path: std::ffi::OsString::new(),
         first_id: homerun_engine::FIRST_ID,
     });
     let refused = second.await.expect_err("claimed");

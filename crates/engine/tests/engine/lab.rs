@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -81,14 +82,18 @@ pub(crate) fn fresh_id8() -> String {
 }
 
 /// The guest program, built once per target directory.
-fn guest() -> PathBuf {
+pub(crate) fn guest() -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/main.rs");
     let mut text = fs::read(&source).expect("the guest's source");
     text.extend(fs::read(source.with_file_name("dump.rs")).expect("its second file"));
     let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let built = place.join(format!("guest-{}", &Digest::of(&text).hex()[..16]));
     if !built.exists() {
-        let part = place.join(format!("guest-{}.part", std::process::id()));
+        let part = place.join(format!(
+            "guest-{}-{:?}.part",
+            std::process::id(),
+            std::thread::current().id()
+        ));
         let status = Command::new("rustc")
             .args(["--edition=2024", "-Copt-level=1", "-Ctarget-feature=+crt-static", "-o"])
             .arg(&part)
@@ -192,7 +197,8 @@ impl Recipe {
 
 pub(crate) async fn open(data: &Path, id8: &str, log: mpsc::Sender<LogLine>) -> (Engine, Images) {
     let (starts, _) = mpsc::channel(1);
-    open_with(data, id8, log, starts, Egress::Off, Maker::Own).await
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    open_with(data, id8, log, starts, Egress::Off, Maker::Own, &path).await
 }
 
 async fn open_with(
@@ -202,6 +208,7 @@ async fn open_with(
     starts: mpsc::Sender<StartRecord>,
     egress: Egress,
     maker: Maker,
+    gvisor_path: &OsStr,
 ) -> (Engine, Images) {
     let images = Images::open(&data.join("images")).expect("an image store");
     let settings = Settings {
@@ -214,6 +221,7 @@ async fn open_with(
         runtime: "crun".into(),
         egress,
         maker,
+        gvisor_path: gvisor_path.to_owned(),
         first_id: FIRST_ID,
     };
     (Engine::open(settings).await.expect("an engine"), images)
@@ -237,12 +245,22 @@ impl Lab {
         Self::made(recipe, Egress::Off, maker).await
     }
 
+    /// One that looks for runsc in the directories of `path`.
+    pub(crate) async fn with_gvisor(recipe: Recipe, path: &OsStr) -> Self {
+        Self::made_with(recipe, Egress::Off, Maker::Own, path).await
+    }
+
     async fn made(recipe: Recipe, egress: Egress, maker: Maker) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        Self::made_with(recipe, egress, maker, &path).await
+    }
+
+    async fn made_with(recipe: Recipe, egress: Egress, maker: Maker, gvisor_path: &OsStr) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let (log, lines) = mpsc::channel(1000);
         let (started, starts) = mpsc::channel(4096);
         let id8 = fresh_id8();
-        let (engine, images) = open_with(data.path(), &id8, log, started, egress, maker).await;
+        let (engine, images) = open_with(data.path(), &id8, log, started, egress, maker, gvisor_path).await;
         let image = recipe.store(&images).await;
         Self {
             observed: engine.observe(),

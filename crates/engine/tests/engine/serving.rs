@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use homerun_engine::StartError;
-use model::{ExitCause, Fate, Sandbox};
+use model::{ExitCause, Fate};
 
 use crate::lab::Lab;
 
@@ -84,17 +83,6 @@ async fn a_stop_before_the_start_is_through_ends_it() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     lab.engine.stop(&id, Duration::ZERO).await.expect("known");
     assert_eq!(lab.exit(&id).await.cause, ExitCause::Stopped);
-    lab.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn gen1_is_refused() {
-    let lab = Lab::open().await;
-    let mut spec = lab.spec(&[]);
-    spec.sandbox = Sandbox::Gen1;
-    let id = spec.id.clone();
-    assert_eq!(lab.engine.start(spec).await, Err(StartError::Gen1 { id }));
-    assert!(lab.observed.borrow().instances.is_empty());
     lab.close().await;
 }
 

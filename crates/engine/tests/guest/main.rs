@@ -17,6 +17,7 @@ unsafe extern "C" {
     fn syscall(number: i64, ...) -> i64;
     fn signal(number: i32, handler: usize) -> usize;
     fn _exit(code: i32) -> !;
+    fn mmap(at: *mut u8, length: usize, protection: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
 }
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -38,6 +39,10 @@ extern "C" fn nothing(_: i32) {}
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if std::env::args().next().is_some_and(|name| name.ends_with("/runsc")) {
+        hang_as_runsc(&words);
+        return;
+    }
     match words.as_slice() {
         ["exit", code] => {
             println!("to stdout");
@@ -83,6 +88,29 @@ fn main() {
             serve(TcpListener::bind(("0.0.0.0", port())).unwrap())
         }
         _ => serve(TcpListener::bind(("0.0.0.0", port())).unwrap()),
+    }
+}
+
+/// What runsc answers, and what it does on a bad day: the container's arguments say when it hangs.
+fn hang_as_runsc(words: &[&str]) {
+    let bad_day = |word: &str| fs::read_to_string("/bundle/config.json").is_ok_and(|config| config.contains(word));
+    let hang = || loop {
+        thread::sleep(Duration::from_secs(3600));
+    };
+    match words {
+        ["--version"] => println!("runsc version release-20990101.0"),
+        ["help", "platforms"] => println!("systrap"),
+        ["flags"] => {}
+        [.., "sandbox"] => hang(),
+        [.., "create", "--bundle", _, "--pid-file", file, _] => {
+            if bad_day("hang at create") {
+                hang();
+            }
+            let sandbox = Command::new("/runsc").arg("sandbox").spawn().unwrap();
+            fs::write(file, sandbox.id().to_string()).unwrap();
+        }
+        [.., "start", _] => hang(),
+        _ => {}
     }
 }
 
@@ -241,6 +269,39 @@ fn answer(path: &str) -> String {
                 std::io::Error::last_os_error().raw_os_error().unwrap().to_string()
             } else {
                 "0".to_owned()
+            }
+        }
+        "files" => {
+            // prlimit64: most open files, soft and hard.
+            let mut limit = [0_u64; 2];
+            unsafe { syscall(302, 0_i64, 7_i64, 0_i64, limit.as_mut_ptr()) };
+            format!("{} {}", limit[0], limit[1])
+        }
+        "opened" => {
+            // How many files can be open at a time.
+            let mut all = Vec::new();
+            while let Ok(file) = fs::File::open("/guest") {
+                all.push(file);
+            }
+            all.len().to_string()
+        }
+        "untouched" => {
+            // Whether mincore says that a page is there which nobody has touched: private, anonymous memory.
+            let mut resident = [0_u8; 1];
+            let done = unsafe {
+                let page = mmap(std::ptr::null_mut(), 4096, 3, 0x22, -1, 0);
+                syscall(27, page, 4096_i64, resident.as_mut_ptr())
+            };
+            format!("{done} {}", resident[0] & 1)
+        }
+        "syslog" => {
+            // SYSLOG_ACTION_READ_ALL
+            let mut text = vec![0_u8; 4096];
+            let read = unsafe { syscall(103, 3_i64, text.as_mut_ptr(), text.len()) };
+            if read < 0 {
+                format!("error: {}", std::io::Error::last_os_error())
+            } else {
+                String::from_utf8_lossy(&text[..usize::try_from(read).unwrap()]).into_owned()
             }
         }
         "bind" => shown(TcpListener::bind(("0.0.0.0", rest.parse().unwrap())).map(|_| "ok".to_owned())),

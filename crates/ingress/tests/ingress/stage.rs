@@ -178,6 +178,7 @@ impl Stage {
                 domain: "a.run.localhost".to_owned(),
                 scheme: Scheme::Https,
                 port: 443,
+                default_sandbox: model::Sandbox::Gen2,
             },
             listening: Some(listening),
             routes,

@@ -49,7 +49,6 @@ fn names_and_numbers() {
         ("--labels=a=B", 1, format!("metadata.labels[a]: \"B\" is no value of a label: {label}, and at most 63 characters\nspec.template.metadata.labels[a]: \"B\" is no value of a label: {label}, and at most 63 characters")),
         ("--revision-suffix=Up", 1, "spec.template.metadata.name: revision name \"kept-Up\" is invalid: only lowercase, digits, and hyphens; must begin with letter, and may not end with hyphen; must be less than 64 characters".to_owned()),
         ("--service-account=me", 1, "spec.template.spec.serviceAccountName: \"me\" is not the e-mail of a service account, such as NAME@PROJECT.iam.gserviceaccount.com".to_owned()),
-        ("--execution-environment=gen1", 1, format!("{annotation}[run.googleapis.com/execution-environment]: gen1 is not served by this Homerun, only gen2 is")),
         ("--execution-environment=gen3", 2, "invalid value 'gen3' for '--execution-environment <EXECUTION_ENVIRONMENT>' [possible values: gen1, gen2]".to_owned()),
         ("--set-secrets=A=b:1", 2, "--set-secrets is not served by Homerun: it has no secrets".to_owned()),
         ("--no-such-flag", 2, "unrecognized arguments: --no-such-flag".to_owned()),

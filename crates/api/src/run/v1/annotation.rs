@@ -3,7 +3,7 @@
 //! | place | becomes a field | kept word for word | known, not served: refused |
 //! |---|---|---|---|
 //! | service | `ingress` (only `all`), scale bounds and mode | [`KEPT`] | [`UNSERVED_SERVICE`] |
-//! | template | scale bounds, Knative's scaling, `cpu-throttling`, `startup-cpu-boost`, `execution-environment` (only gen2), `sessionAffinity`, `container-dependencies` | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
+//! | template | scale bounds, Knative's scaling, `cpu-throttling`, `startup-cpu-boost`, `execution-environment`, `sessionAffinity`, `container-dependencies` | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
 //!
 //! Every other key under `run.googleapis.com/` and `autoscaling.knative.dev/` is refused; keys of anybody else are kept.
 
@@ -297,7 +297,7 @@ pub(crate) fn of_template(metadata: &mut Object<'_>) -> Meaning {
             (RUN, "execution-environment") => match value {
                 "" => {}
                 "gen2" => meant.sandbox = Some(Sandbox::Gen2),
-                "gen1" => metadata.say(&field, "gen1 is not served by this Homerun, only gen2 is"),
+                "gen1" => meant.sandbox = Some(Sandbox::Gen1),
                 other => metadata.say(&field, format!("\"{}\" is neither gen1 nor gen2", short(other))),
             },
             _ => return false,

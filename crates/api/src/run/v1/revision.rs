@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{Revision, Sandbox, Service, ServiceName, Site, revision_conditions};
+use model::{Revision, Service, ServiceName, Site, revision_conditions};
 use serde_json::{Value, json};
 
 use crate::run::v1::{SERVING, annotation, conditions, configuration, metadata, opaque, rfc3339, template};
@@ -43,10 +43,12 @@ fn container_statuses(revision: &Revision, service: &ServiceName, ingress: &str)
 pub(crate) fn encode(revision: &Revision, service: &Service, site: &Site) -> Value {
     let mut annotations = annotation::shown(&revision.template, &service.key.name);
     annotations.insert("serving.knative.dev/creator".to_owned(), revision.creator.clone());
-    // An unset environment is gen2 here; a revision tells what it runs in.
+    // Set or not, a revision tells what it runs in.
     annotations
         .entry("run.googleapis.com/execution-environment".to_owned())
-        .or_insert_with(|| annotation::execution_environment(Sandbox::Gen2).to_owned());
+        .or_insert_with(|| {
+            annotation::execution_environment(revision.template.sandbox(site.default_sandbox)).to_owned()
+        });
     let mut status = json!({
         "observedGeneration": 1,
         "conditions": conditions(&revision_conditions(revision, service.reaches(&revision.key.name))),
