@@ -49,8 +49,8 @@ pub(crate) fn leave_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts the root file system at `<place>/merged`, with `resolver` for its names. Needs a mount namespace that was left by [`leave_mounts`], and
-/// changes the working directory to `place`.
+/// Mounts the root file system at `<place>/merged`, with `resolver` for its names. Needs a mount namespace that was left
+/// by [`leave_mounts`], and changes the working directory to `place`.
 pub(crate) fn assemble(
     place: &Path,
     layers: &[PathBuf],
