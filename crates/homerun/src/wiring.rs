@@ -13,7 +13,7 @@ use capacity::Endpoints;
 use engine::Engine;
 use image::Images;
 use ingress::{Ingress, listen};
-use model::{Entry, InstanceId, LogLine, RequestRecord, RouteTable, Site, StartRecord};
+use model::{Entry, InstanceId, LogLine, RouteTable, Site, StartRecord};
 use socket2::{Domain, Socket, Type};
 use store::{Journal, Store};
 use tokio::{
@@ -96,7 +96,7 @@ impl Homerun {
             invokers: invokers(&keys),
             record: {
                 let journal = journal.clone();
-                Box::new(move |record: RequestRecord| journal.write(&Entry::Request(Box::new(record))))
+                Box::new(move |record| journal.write(&Entry::Request(record)))
             },
             wake: {
                 let wake = wake.clone();

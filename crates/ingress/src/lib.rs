@@ -47,6 +47,7 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 pub type Connect = Box<dyn Fn(&InstanceId) -> io::Result<OwnedFd> + Send + Sync>;
 pub type Tell = Box<dyn Fn(&InstanceId, Activity) + Send + Sync>;
+pub type Record = Box<dyn Fn(Box<RequestRecord>) + Send + Sync>;
 pub type CheckIdentity = Box<dyn Fn(&str, &[String]) -> Result<String, String> + Send + Sync>;
 
 /// How instances are reached. All of these are called on request threads: they must not block.
@@ -75,7 +76,7 @@ pub struct Inputs {
     pub instances: Instances,
     pub invokers: Invokers,
     /// Takes each request's record. Must not block.
-    pub record: Box<dyn Fn(RequestRecord) + Send + Sync>,
+    pub record: Record,
     /// Rung each time a request has to wait for a slot.
     pub wake: Box<dyn Fn() + Send + Sync>,
     /// The clock of the records.
@@ -91,7 +92,7 @@ pub struct Ingress {
     gates: gate::Gates,
     instances: Arc<Instances>,
     invokers: Invokers,
-    record: Box<dyn Fn(RequestRecord) + Send + Sync>,
+    record: Record,
     now: fn() -> Timestamp,
     chance: chance::Chance,
     affinity: affinity::Affinity,

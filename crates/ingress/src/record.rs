@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct Tally {
     ingress: Arc<Ingress>,
     /// Until it is written.
-    record: Option<RequestRecord>,
+    record: Option<Box<RequestRecord>>,
     started: Instant,
     timeout: Duration,
     upload: Option<Arc<Upload>>,
@@ -41,7 +41,7 @@ impl Tally {
                 .and_then(|host| host.to_str().ok())
                 .unwrap_or_default(),
         };
-        let record = RequestRecord {
+        let record = Box::new(RequestRecord {
             at: (ingress.now)(),
             latency_micros: 0,
             queued_micros: 0,
@@ -59,7 +59,7 @@ impl Tally {
             revision: None,
             instance: None,
             refusal: None,
-        };
+        });
         Self {
             ingress: ingress.clone(),
             record: Some(record),

@@ -24,26 +24,53 @@ pub(crate) fn carry(headers: &mut HeaderMap, chance: &Chance) -> String {
             (trace, span, same)
         }
         (None, Some((trace, span))) => {
-            let span = format!("{:016x}", span.unwrap_or_else(|| chance.next().max(1)));
-            set_parent(headers, &trace, &span);
-            (trace, span, true)
+            let span = hex(span.unwrap_or_else(|| chance.next().max(1)));
+            set_parent(headers, &trace, text(&span));
+            (trace, text(&span).to_owned(), true)
         }
         (None, None) => {
-            let trace = format!("{:016x}{:016x}", chance.next(), chance.next().max(1));
-            let span = format!("{:016x}", chance.next().max(1));
-            set_parent(headers, &trace, &span);
-            (trace, span, false)
+            return begin(headers, chance);
         }
     };
     if !keep_cloud {
         let number = u64::from_str_radix(&span, 16).expect("sixteen hex digits");
-        headers.insert(CLOUD, value(&format!("{trace}/{number};o=1")));
+        set_cloud(headers, &trace, number);
     }
     trace
 }
 
+/// A trace of our own: most requests have none.
+fn begin(headers: &mut HeaderMap, chance: &Chance) -> String {
+    let mut trace = String::with_capacity(32);
+    trace.push_str(text(&hex(chance.next())));
+    trace.push_str(text(&hex(chance.next().max(1))));
+    let span = chance.next().max(1);
+    set_parent(headers, &trace, text(&hex(span)));
+    set_cloud(headers, &trace, span);
+    trace
+}
+
 fn set_parent(headers: &mut HeaderMap, trace: &str, span: &str) {
-    headers.insert(TRACEPARENT, value(&format!("00-{trace}-{span}-01")));
+    headers.insert(TRACEPARENT, value(&["00-", trace, "-", span, "-01"].concat()));
+}
+
+fn set_cloud(headers: &mut HeaderMap, trace: &str, span: u64) {
+    headers.insert(CLOUD, value(&format!("{trace}/{span};o=1")));
+}
+
+/// Sixteen hex digits.
+fn hex(number: u64) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut digits = [b'0'; 16];
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 15)];
+    }
+    digits
+}
+
+fn text(digits: &[u8; 16]) -> &str {
+    std::str::from_utf8(digits).expect("hex digits")
 }
 
 fn value(text: &str) -> HeaderValue {
@@ -95,6 +122,21 @@ mod tests {
         let trace = carry(&mut headers, &Chance::new(1));
         let read = |name: HeaderName| headers[name].to_str().expect("text").to_owned();
         (trace, read(TRACEPARENT), read(CLOUD))
+    }
+
+    #[test]
+    fn numbers_are_written_with_all_their_digits() {
+        for number in [0, 1, 0x10, u64::MAX, 0x0123_4567_89ab_cdef] {
+            assert_eq!(text(&hex(number)), format!("{number:016x}"));
+        }
+    }
+
+    #[test]
+    fn a_trace_of_our_own_is_the_same_in_both_fields() {
+        let (trace, parent, cloud) = carried(&[]);
+        assert!(is_traceparent(&parent) && parent[3..35] == trace, "{parent}");
+        let span = u64::from_str_radix(&parent[36..52], 16).expect("hex");
+        assert_eq!(cloud, format!("{trace}/{span};o=1"));
     }
 
     #[test]

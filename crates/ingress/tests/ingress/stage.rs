@@ -152,7 +152,7 @@ impl Stage {
                 }),
                 owner: OWNER.to_owned(),
             },
-            record: Box::new(move |record| recorded.records.lock().expect("lock").push(record)),
+            record: Box::new(move |record| recorded.records.lock().expect("lock").push(*record)),
             wake: Box::new(move || {
                 woken.wakes.fetch_add(1, Ordering::SeqCst);
             }),
