@@ -9,6 +9,7 @@ use std::{
 use capacity::{
     Endpoint, RevisionEndpoints,
     autoscaler::{Bounds, Memory, Observation, Tick, decide},
+    kpa::{Kpa, Settings},
     pool::{Arrival, Left, Pool, Slot, Ticket},
 };
 use model::{Concurrency, InstanceId};
@@ -27,6 +28,8 @@ pub struct Policy {
     pub cold_start: Duration,
     /// Mean time to serve a request, spread likewise.
     pub service: Duration,
+    /// Knative's autoscaler with these settings; None: Cloud Run's.
+    pub kpa: Option<Settings>,
 }
 
 /// What came of it.
@@ -75,6 +78,8 @@ struct Replay {
     chance: Chance,
     pool: Pool,
     memory: Memory,
+    kpa: Kpa,
+    served: u32,
     instances: BTreeMap<InstanceId, Running>,
     /// When those that start are ready.
     ready_at: BinaryHeap<Reverse<(u64, InstanceId)>>,
@@ -92,6 +97,8 @@ pub fn replay(load: Load, policy: Policy, seed: u64) -> Outcome {
         chance: Chance::new(seed),
         pool: Pool::new(policy.concurrency, &RevisionEndpoints::default()),
         memory: Memory::default(),
+        kpa: Kpa::default(),
+        served: 0,
         instances: BTreeMap::new(),
         ready_at: BinaryHeap::new(),
         done_at: BinaryHeap::new(),
@@ -162,6 +169,7 @@ impl Replay {
             let ticket = *ticket;
             self.done_at.pop();
             let slot = self.slots.remove(&ticket).expect("who is in flight has a slot");
+            self.served += 1;
             match self.pool.leave(slot) {
                 Left::Passed(next, slot) => self.serve_after_wait(next, slot, now),
                 Left::Free => {}
@@ -233,18 +241,34 @@ impl Replay {
         let seen = Observation {
             in_flight: demand.in_flight,
             queued: demand.queued,
+            served: std::mem::take(&mut self.served),
             starting: count(self.instances.len() - ready),
             ready: count(ready),
             busy: count(demand.instances.iter().filter(|of| of.in_flight > 0).count()),
             expired: count(expired.len()),
+            ..Observation::default()
         };
-        let bounds = Bounds {
-            min: self.policy.min,
-            max: self.policy.max,
-            concurrency: self.policy.concurrency.get(),
+        let decision = if let Some(settings) = &self.policy.kpa {
+            self.kpa.look(settings, &seen, true, Tick(now)).2
+        } else {
+            let bounds = Bounds {
+                min: self.policy.min,
+                max: self.policy.max,
+                manual: None,
+                concurrency: self.policy.concurrency.get(),
+                cpu_millis: 1000,
+            };
+            decide(&bounds, self.memory.remember(Tick(now), &seen), &seen)
         };
-        let (memory, decision) = decide(&bounds, std::mem::take(&mut self.memory), seen, Tick(now));
-        self.memory = memory;
+        if decision.because.is_exact() {
+            // Whoever has no request goes; who has one finishes first.
+            let idle = self
+                .instances
+                .iter()
+                .filter_map(|(id, running)| Some((running.idle_since?, id.clone())));
+            expired = idle.collect();
+            expired.sort();
+        }
         let there = count(self.instances.len());
         for _ in there..decision.instances {
             self.start(now);
@@ -313,6 +337,7 @@ mod tests {
             idle_retention: Duration::from_secs(10),
             cold_start: Duration::from_millis(200),
             service: Duration::from_millis(20),
+            kpa: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
+use capacity::kpa::Settings;
 use model::Concurrency;
 
 use crate::{Load, Policy, replay};
@@ -18,6 +19,14 @@ fn policies(load: Load) -> Vec<Policy> {
         idle_retention: Duration::from_mins(15),
         cold_start: Duration::from_millis(200),
         service: Duration::from_millis(20),
+        kpa: None,
+    };
+    let knative = |target| {
+        let asked = model::Kpa {
+            target_centi: Some(target * 100),
+            ..model::Kpa::default()
+        };
+        Some(Settings::of(&asked, target, 0, 100))
     };
     let ten = Policy {
         name: "concurrency 10",
@@ -49,6 +58,16 @@ fn policies(load: Load) -> Vec<Policy> {
                 cold_start: Duration::from_secs(2),
                 ..ten
             },
+            Policy {
+                name: "concurrency 10, parked (5 ms)",
+                cold_start: Duration::from_millis(5),
+                ..ten
+            },
+            Policy {
+                name: "concurrency 10, Knative's KPA",
+                kpa: knative(10),
+                ..ten
+            },
         ],
         Load::Day { .. } => vec![
             default,
@@ -63,6 +82,11 @@ fn policies(load: Load) -> Vec<Policy> {
                 ..default
             },
             one,
+            Policy {
+                name: "concurrency 80, Knative's KPA",
+                kpa: knative(80),
+                ..default
+            },
         ],
     }
 }

@@ -9,6 +9,7 @@
 //! the path of its field. What leaves is an answer encoded from what the store holds. The API decides nothing about what
 //! runs and waits for nothing but the store and the image content: whoever makes a deploy happen is woken by the store.
 
+mod decisions;
 mod document;
 mod error;
 mod page;

@@ -7,12 +7,12 @@ use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use identity::{Caller, Keys, TokenError};
 use image::Images;
-use model::{Entry, Region, ServiceKey, Site, Timestamp};
+use model::{Entry, Region, ScalingDecision, ServiceKey, Site, Timestamp};
 use serde_json::{Value, json};
 use store::Store;
 
 use crate::{
-    document,
+    decisions, document,
     error::{Code, Error},
     projects, registry,
     reply::{self, Body, BoxError},
@@ -29,6 +29,8 @@ pub struct Surface {
     pub now: fn() -> Timestamp,
     /// Takes the audit entry of each write. Must not block.
     pub journal: Box<dyn Fn(Entry) + Send + Sync>,
+    /// What was decided on the instances of a service lately, newest first.
+    pub decisions: Box<dyn Fn(&ServiceKey) -> Vec<ScalingDecision> + Send + Sync>,
     pub about: About,
 }
 
@@ -167,6 +169,10 @@ fn plain(surface: &Surface, host: &str, request: &Request<Body>) -> Result<Respo
     match (request.method(), request.uri().path()) {
         (&(Method::GET | Method::HEAD), "/healthz") => Ok(Response::new(reply::full("ok\n"))),
         (&(Method::GET | Method::HEAD), "/homerun/about") => Ok(reply::json(StatusCode::OK, &about(surface))),
+        (_, path) if path.starts_with("/homerun/v1/") => {
+            caller(surface, request)?;
+            decisions::answer(surface, host, request)
+        }
         (method, path) => Err(run::call::unimplemented(host, method, path)),
     }
 }

@@ -1,13 +1,23 @@
-//! How many instances a revision should have now: one function of what is asked, what is seen, and the time.
+//! How many instances a revision should have now: one function of what is asked, what is seen, and the last minute.
 //!
-//! Rules, as Cloud Run documents them ("About instance autoscaling"):
+//! Rules, as Cloud Run documents them ("About instance autoscaling", "Set minimum instances", "Manual scaling"):
 //! - *on demand*: requests in flight and queued need so many instances at once, starting ones counted in;
 //! - *by concurrency*: the mean over a minute of requests in flight and queued, aimed at 60 % of the concurrency (at
 //!   concurrency 1 at 100 %, where 60 % would only waste);
+//! - *by CPU*: the mean over a minute of the CPU that all instances use, aimed at 60 % of their limit, while there is
+//!   an instance and was a request within the minute;
 //! - never below the minimum, never above the maximum, never fewer than are busy;
-//! - an instance without a request is kept for the idle retention, then given up, the longest idle first.
+//! - an instance without a request is kept for the idle retention, then given up, the longest idle first;
+//! - *manual*: exactly so many, whatever is asked.
+//!
+//! An instance whose readiness probe fails counts as there, but gives no slot: it is replaced only when requests need it.
 
-use std::time::Duration;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, time::Duration};
+
+use crate::decision::{Because, Decision};
 
 /// Milliseconds on a monotonic clock that the caller chose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,86 +29,107 @@ impl Tick {
     }
 }
 
-/// What the owner asked for.
+/// What the owner asked for of one revision; see [`crate::bounds`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Instances to keep even without requests; 0 for a revision that nothing reaches.
     pub min: u32,
     pub max: u32,
+    /// Exactly so many, whatever is asked; `min` and `max` are not looked at then.
+    pub manual: Option<u32>,
     /// Requests one instance takes at a time.
     pub concurrency: u32,
+    /// CPU limit of one instance, thousandths.
+    pub cpu_millis: u32,
 }
 
 /// What is seen at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Observation {
+    /// Requests on instances that take more.
     pub in_flight: u32,
     pub queued: u32,
+    /// Requests that ended since the look before.
+    pub served: u32,
     /// Instances being started.
     pub starting: u32,
     /// Instances that take requests.
     pub ready: u32,
+    /// Instances that were ready and get no new request while their readiness probe fails.
+    pub unready: u32,
     /// Of the ready ones, those with a request.
     pub busy: u32,
     /// Of the ready ones without a request, those idle for longer than the idle retention.
     pub expired: u32,
+    /// What the ready ones use now, thousandths of a CPU, all together.
+    pub cpu_millis: u32,
 }
 
-/// What is remembered between decisions: one sum per second of the last minute.
+impl Observation {
+    /// Instances that are there or on their way.
+    pub fn alive(&self) -> u32 {
+        self.ready + self.unready + self.starting
+    }
+}
+
+/// The last minute in two numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Means {
+    /// Requests in flight and queued, thousandths.
+    pub requests_milli: u64,
+    /// CPU that all ready instances used, thousandths.
+    pub cpu_millis: u64,
+    /// Whether there was a request at all.
+    pub asked: bool,
+}
+
+/// What is remembered between decisions: the looks of each second of the last minute.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Memory {
-    seconds: Vec<Second>,
+    seconds: VecDeque<Second>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Second {
     number: u64,
     /// Requests in flight and queued, summed over the observations of this second.
-    sum: u64,
+    requests: u64,
+    cpu_millis: u64,
     observations: u32,
-}
-
-/// How many instances there should be, and the rule that said so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decision {
-    pub instances: u32,
-    pub because: Because,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Because {
-    /// The minimum asked for.
-    Floor,
-    /// The requests that are here now.
-    Demand,
-    /// The mean of the last minute.
-    Average,
-    /// More are wanted than the maximum allows.
-    Ceiling,
-    /// Instances that have been idle for less than the retention stay.
-    Holding,
-    /// Nothing is asked and nothing is held.
-    Idle,
+    asked: bool,
 }
 
 const WINDOW_SECONDS: u64 = 60;
+/// What concurrency and CPU are aimed at ("About instance autoscaling").
 const UTILIZATION_PERCENT: u64 = 60;
 
-/// Decides. The memory that comes back is the one to pass next time.
-pub fn decide(bounds: &Bounds, mut memory: Memory, seen: Observation, now: Tick) -> (Memory, Decision) {
-    let wanted_by = u64::from(seen.in_flight) + u64::from(seen.queued);
-    memory.remember(now, wanted_by);
+/// Decides. `means` are of the minute that ends with `seen`.
+pub fn decide(bounds: &Bounds, means: Means, seen: &Observation) -> Decision {
+    if let Some(instances) = bounds.manual {
+        return Decision {
+            instances,
+            because: Because::Manual,
+        };
+    }
+    let here = u64::from(seen.in_flight) + u64::from(seen.queued);
     let concurrency = u64::from(bounds.concurrency.max(1));
-    let at_once = u32::try_from(wanted_by.div_ceil(concurrency))
-        .unwrap_or(u32::MAX)
-        .max(seen.busy);
-    let average = memory.wanted(concurrency);
-    let held = (seen.ready + seen.starting).saturating_sub(seen.expired);
+    let at_once = match narrow(here.div_ceil(concurrency)).max(seen.busy) {
+        0 => 0,
+        needed => needed + seen.unready,
+    };
+    let held = seen.alive().saturating_sub(seen.expired);
+    // The mean alone neither starts the first instance nor keeps the last: only requests do.
+    let by_means = held > 0 || here > 0;
+    let instances = |wanted: u32, applies: bool| if applies { wanted } else { 0 };
+    let by_cpu = by_means && seen.ready > 0 && means.asked;
     let (instances, because) = [
         (bounds.min, Because::Floor),
         (at_once, Because::Demand),
-        // The mean alone neither starts the first instance nor keeps the last: only requests do.
-        (if held > 0 || wanted_by > 0 { average } else { 0 }, Because::Average),
+        (
+            instances(by_concurrency(means, concurrency), by_means),
+            Because::Average,
+        ),
+        (instances(by_cpu_use(means, bounds.cpu_millis), by_cpu), Because::Cpu),
         (held, Because::Holding),
     ]
     .into_iter()
@@ -108,190 +139,71 @@ pub fn decide(bounds: &Bounds, mut memory: Memory, seen: Observation, now: Tick)
             if next.0 > best.0 { next } else { best }
         },
     );
-    let decision = if instances > bounds.max {
+    if instances > bounds.max {
         Decision {
             instances: bounds.max,
             because: Because::Ceiling,
         }
     } else {
         Decision { instances, because }
-    };
-    (memory, decision)
+    }
+}
+
+fn by_concurrency(means: Means, concurrency: u64) -> u32 {
+    let utilization = if concurrency == 1 { 100 } else { UTILIZATION_PERCENT };
+    narrow((means.requests_milli * 100).div_ceil(concurrency * utilization * 1000))
+}
+
+fn by_cpu_use(means: Means, limit_millis: u32) -> u32 {
+    narrow((means.cpu_millis * 100).div_ceil(u64::from(limit_millis.max(1)) * UTILIZATION_PERCENT))
+}
+
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 impl Memory {
-    fn remember(&mut self, now: Tick, wanted: u64) {
+    /// Takes in a look, and says what the minute up to now was like.
+    ///
+    /// A second without a look counts as nothing: whoever decides looks at least once a second while there is anything
+    /// to see. A second with many looks weighs as one.
+    pub fn remember(&mut self, now: Tick, seen: &Observation) -> Means {
         let number = now.0 / 1000;
-        self.seconds.retain(|second| second.number + WINDOW_SECONDS > number);
-        match self.seconds.last_mut() {
-            Some(last) if last.number >= number => {
-                last.sum += wanted;
-                last.observations += 1;
-            }
-            _ => self.seconds.push(Second {
-                number,
-                sum: wanted,
-                observations: 1,
-            }),
-        }
-    }
-
-    /// Instances by the mean concurrency. A second without an observation counts as the last one before it would: it is
-    /// left out, since whoever decides looks at least once a second while there is anything to see.
-    fn wanted(&self, concurrency: u64) -> u32 {
-        // In thousandths of a request, each second's mean first, so that a second with many looks weighs no more.
-        let mean: u64 = self
+        while self
             .seconds
-            .iter()
-            .map(|second| second.sum * 1000 / u64::from(second.observations.max(1)))
-            .sum::<u64>()
-            / WINDOW_SECONDS;
-        let utilization = if concurrency == 1 { 100 } else { UTILIZATION_PERCENT };
-        u32::try_from((mean * 100).div_ceil(concurrency * utilization * 1000)).unwrap_or(u32::MAX)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn bounds(concurrency: u32) -> Bounds {
-        Bounds {
-            min: 0,
-            max: 100,
-            concurrency,
+            .front()
+            .is_some_and(|second| second.number + WINDOW_SECONDS <= number)
+        {
+            self.seconds.pop_front();
         }
-    }
-
-    fn once(bounds: &Bounds, seen: Observation) -> Decision {
-        decide(bounds, Memory::default(), seen, Tick(0)).1
-    }
-
-    #[test]
-    fn eighty_one_requests_at_eighty_need_two() {
-        for (requests, instances) in [(0, 0), (1, 1), (80, 1), (81, 2), (160, 2), (161, 3)] {
-            let seen = Observation {
-                queued: requests,
-                ..Default::default()
-            };
-            assert_eq!(once(&bounds(80), seen).instances, instances, "{requests}");
+        if self.seconds.back().is_none_or(|last| last.number < number) {
+            self.seconds.push_back(Second {
+                number,
+                requests: 0,
+                cpu_millis: 0,
+                observations: 0,
+                asked: false,
+            });
         }
-    }
-
-    #[test]
-    fn bounds_hold() {
-        let busy = Observation {
-            in_flight: 500,
-            ready: 10,
-            busy: 10,
-            ..Default::default()
-        };
-        let narrow = Bounds { max: 10, ..bounds(1) };
-        assert_eq!(
-            once(&narrow, busy),
-            Decision {
-                instances: 10,
-                because: Because::Ceiling
-            }
-        );
-        let warm = Bounds { min: 2, ..bounds(80) };
-        assert_eq!(
-            once(&warm, Observation::default()),
-            Decision {
-                instances: 2,
-                because: Because::Floor
-            }
-        );
-    }
-
-    #[test]
-    fn idle_ones_are_held_until_expired() {
-        let idle = Observation {
-            ready: 3,
-            ..Default::default()
-        };
-        assert_eq!(
-            once(&bounds(80), idle),
-            Decision {
-                instances: 3,
-                because: Because::Holding
-            }
-        );
-        let one_gone = Observation { expired: 1, ..idle };
-        assert_eq!(once(&bounds(80), one_gone).instances, 2);
-        let all_gone = Observation { expired: 3, ..idle };
-        assert_eq!(
-            once(&bounds(80), all_gone),
-            Decision {
-                instances: 0,
-                because: Because::Idle
-            }
-        );
-    }
-
-    #[test]
-    fn a_busy_minute_aims_at_sixty_percent() {
-        let mut memory = Memory::default();
-        let seen = Observation {
-            in_flight: 72,
-            ready: 1,
-            busy: 1,
-            ..Default::default()
-        };
-        let mut decision = None;
-        for second in 0..120 {
-            let (next, made) = decide(&bounds(80), memory, seen, Tick(second * 1000));
-            memory = next;
-            decision = Some(made);
+        let here = u64::from(seen.in_flight) + u64::from(seen.queued);
+        if let Some(last) = self.seconds.back_mut() {
+            last.requests += here;
+            last.cpu_millis += u64::from(seen.cpu_millis);
+            last.observations += 1;
+            last.asked |= here > 0 || seen.served > 0;
         }
-        // 72 in flight on average fit one instance of 80, but are more than 60 % of it.
-        assert_eq!(
-            decision,
-            Some(Decision {
-                instances: 2,
-                because: Because::Average
-            })
-        );
-    }
-
-    #[test]
-    fn many_looks_in_one_second_weigh_as_one() {
-        let seen = Observation {
-            in_flight: 80,
-            ready: 1,
-            busy: 1,
-            ..Default::default()
+        let mean = |of: fn(&Second) -> u64, unit: u64| {
+            let sum: u64 = self
+                .seconds
+                .iter()
+                .map(|second| of(second) * unit / u64::from(second.observations.max(1)))
+                .sum();
+            sum / WINDOW_SECONDS
         };
-        let mut memory = Memory::default();
-        for look in 0..500 {
-            memory = decide(&bounds(80), memory, seen, Tick(look)).0;
-        }
-        assert_eq!(memory.wanted(80), 1, "one second of 80 in a minute is little");
-    }
-
-    proptest! {
-        #[test]
-        fn never_outside_the_bounds(
-            min in 0_u32..5, extra in 0_u32..20, concurrency in 1_u32..100,
-            looks in prop::collection::vec((0_u32..200, 0_u32..200, 0_u32..10, 0_u32..10, 0_u64..5000), 1..50),
-        ) {
-            let max = (min + extra).max(1);
-            let bounds = Bounds { min, max, concurrency };
-            let mut memory = Memory::default();
-            let mut now = 0;
-            for (in_flight, queued, starting, ready, step) in looks {
-                now += step;
-                let seen = Observation { in_flight, queued, starting, ready, busy: ready.min(in_flight), expired: 0 };
-                let (next, decision) = decide(&bounds, memory, seen, Tick(now));
-                memory = next;
-                prop_assert!(decision.instances >= min && decision.instances <= max);
-                if in_flight + queued > 0 {
-                    prop_assert!(decision.instances >= 1);
-                }
-                prop_assert!(memory.seconds.len() <= 60);
-            }
+        Means {
+            requests_milli: mean(|second| second.requests, 1000),
+            cpu_millis: mean(|second| second.cpu_millis, 1),
+            asked: self.seconds.iter().any(|second| second.asked),
         }
     }
 }

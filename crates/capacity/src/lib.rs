@@ -1,23 +1,35 @@
 //! How many instances a revision should have, and which of them takes the next request.
 //!
-//! Two pure machines live here: the [`pool`] of slots with its queue, and the [`autoscaler`]. They are apart from
+//! Pure machines live here: the [`pool`] of slots with its queue; the [`autoscaler`] with the [`bounds`] it obeys, and
+//! Knative's ([`kpa`]); the [`governor`] that admits starts; which instances are kept in which state of readiness
+//! ([`parking`], [`ladder`]) by what the [`machine`] has left. They are apart from
 //! whoever runs them so that the same code serves three places: ingress runs the pool, control the autoscaler, the
 //! simulator both. What enters is arrivals, departures, instances and the time; what leaves is who may go on, who is
 //! told to wait or turned away, and a number of instances with its reason. Time and chance are arguments.
 
 pub mod autoscaler;
+pub mod bounds;
+mod decision;
+pub mod governor;
+pub mod kpa;
+pub mod ladder;
+pub mod machine;
+pub mod parking;
 pub mod pool;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use model::{InstanceId, RevisionKey};
+
+pub use crate::decision::{Because, Decision};
 
 /// What control tells the ingress of every revision's instances. Whole, never a difference.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoints {
     /// Grows with each publication; [`Demand::applied`] says which one the ingress has taken in.
     pub version: u64,
-    pub revisions: HashMap<RevisionKey, RevisionEndpoints>,
+    /// Behind pointers, so that a new version shares all that did not change.
+    pub revisions: HashMap<RevisionKey, Arc<RevisionEndpoints>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +43,29 @@ pub struct RevisionEndpoints {
     pub last_failure: Option<Arc<str>>,
     /// How long a request may wait for a slot: max(3.5 times the average start-up, 10 s).
     pub patience: Duration,
+    /// Why no further instance is started now. Told to who waits in vain.
+    pub full: Option<Full>,
+}
+
+/// Why there is no further instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Full {
+    /// So many are the most.
+    Maximum(u32),
+    /// The machine cannot hold another one, for this reason.
+    NoRoom(Arc<str>),
+    /// They end again and again, so that the next start waits.
+    Failing(Arc<str>),
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maximum(most) => write!(f, "the maximum of {most} instances is reached"),
+            Self::NoRoom(why) => write!(f, "the machine has no room for another instance: {why}"),
+            Self::Failing(why) => write!(f, "instances of the revision fail: {why}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -180,6 +180,11 @@ impl Server {
         self.json(outside, &Method::GET, host, path, Content::None)
     }
 
+    /// What no API of Google's has: asked of the API port under its own name.
+    pub(crate) fn own(&self, outside: &Outside<'_>, path: &str) -> Result<Value, Error> {
+        self.get(outside, &self.api, path)
+    }
+
     /// The resource, or nothing where there is none of that name.
     pub(crate) fn find_one(&self, outside: &Outside<'_>, kind: &str, name: &str) -> Result<Option<Value>, Error> {
         match self.get(outside, &self.regional(), &self.knative_named(kind, name)) {

@@ -29,6 +29,7 @@ mod template;
 mod token;
 mod traffic;
 mod trust;
+mod why;
 mod words;
 
 pub use call::DEFAULT_API;
@@ -96,6 +97,7 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
             Services::RemoveIamPolicyBinding(binding) => iam::remove(outside, &order, binding),
             Services::GetIamPolicy(one) => iam::get(outside, &order, &one.service),
             Services::SetIamPolicy(set) => iam::set(outside, &order, set),
+            Services::WhyScaled(scaled) => why::scaled(outside, &order, scaled),
         },
         Word::Run(Run::Revisions(revisions)) => match revisions {
             Revisions::List(list) => revision::list(outside, &order, list),

@@ -118,6 +118,8 @@ pub(crate) enum Services {
     GetIamPolicy(OneService),
     /// Replace the whole policy by a file's
     SetIamPolicy(SetPolicy),
+    /// Show the last decisions on its instances, and why
+    WhyScaled(Why),
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,6 +211,14 @@ pub(crate) struct Listing {
 #[derive(Debug, Args)]
 pub(crate) struct OneService {
     pub(crate) service: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    pub(crate) service: String,
+    /// At most so many
+    #[arg(long)]
+    pub(crate) limit: Option<usize>,
 }
 
 #[derive(Debug, Args)]

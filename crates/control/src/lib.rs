@@ -9,6 +9,7 @@
 //! leaves: writes of revision states and routings to the store, starts and stops to the engine, the route table and the
 //! endpoints to the ingress. It never sees HTTP.
 
+mod decisions;
 mod pull;
 mod revision;
 mod route;
@@ -16,4 +17,5 @@ mod scale;
 mod service;
 mod turn;
 
-pub use turn::{Control, Links};
+pub use decisions::Decisions;
+pub use turn::{Control, DemandOf, Links};

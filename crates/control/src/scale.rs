@@ -1,9 +1,22 @@
 //! How many instances each revision has: starts, drains and stops.
 //!
 //! [`Scaling`] is what is remembered between turns. [`Scaling::plan`] is a function of it, of what is asked, of what is
-//! seen and of the time: it returns what to do and the endpoints to publish, and does nothing itself.
+//! seen and of the time: it returns what to do and the endpoints to publish, and does nothing itself. A turn that a
+//! waiting request or a changed instance caused looks only at the revisions concerned ([`Scaling::concerned`]); once a
+//! second, and when anything else was asked for, it looks at all.
+//!
+//! Numbers come from `capacity`: how many ([`autoscaler`], [`kpa`]), which starts are admitted
+//! ([`capacity::governor`], in `admission`), who is parked, reclaimed, or stopped early (in `idle`).
 
+mod admission;
+mod drain;
+mod fleet;
+mod idle;
 mod startup;
+mod usage;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -12,518 +25,543 @@ use std::{
 };
 
 use capacity::{
-    Demand, Endpoint, Endpoints, RevisionDemand, RevisionEndpoints,
-    autoscaler::{self, Because, Bounds, Observation, Tick},
+    Because, Demand, Endpoint, Endpoints, Full, InstanceDemand, RevisionDemand, RevisionEndpoints,
+    autoscaler::{self, Bounds, Observation, Tick},
+    bounds::{self, Asked},
+    governor,
+    kpa::{self, Kpa},
+    machine::{self, Pressure},
 };
-use model::{Instance, InstanceId, InstanceState, Observed, Revision, RevisionKey, Routed, ServiceKey};
+use model::{
+    Instance, InstanceId, InstanceState, Observed, Revision, RevisionKey, Room, Routed, ServiceKey, Timestamp,
+};
 use store::Snapshot;
 
-use startup::{Startups, least_patience};
-
-/// An instance of a revision that is gone is stopped after this time even with requests in flight.
-const ORPHAN_DEADLINE: Duration = Duration::from_hours(1);
+use crate::decisions::{Decisions, Inputs, Made};
+use admission::Wanted;
+use fleet::Fleet;
+use startup::Startups;
+use usage::Usages;
 
 /// What control remembers of instances. Lost with the process, and made again from what is seen.
 #[derive(Debug, Default)]
 pub(crate) struct Scaling {
+    fleet: Fleet,
     revisions: HashMap<RevisionKey, Revised>,
-    /// Since when an instance has had no request, and how many had ended there by then.
-    idle: BTreeMap<InstanceId, (Tick, u64)>,
+    /// Instances that had no request at the last look.
+    quiet: HashMap<InstanceId, Quiet>,
+    /// How many requests had ended on each instance at the last look.
+    served: HashMap<InstanceId, u64>,
     /// Instances that get no new request, the endpoints' version that first said so, and when.
     draining: BTreeMap<InstanceId, (u64, Tick)>,
     stopping: BTreeSet<InstanceId>,
+    /// Idle ones that are given up before their retention is over.
+    early: BTreeSet<InstanceId>,
+    /// Revisions that want more than they got, and since when.
+    held: BTreeMap<RevisionKey, Tick>,
+    /// Revisions that something is asked of even without requests, and those that may be called; of this version.
+    floors: BTreeSet<RevisionKey>,
+    callable: BTreeSet<RevisionKey>,
+    of_version: Option<u64>,
+    usages: Usages,
+    governor: governor::Memory,
+    /// Starts that finished since the governor was last asked.
+    finished: u32,
+    pressure: Pressure,
     published: Arc<Endpoints>,
+    decisions: Decisions,
+    /// Revisions that were ready before are not new to us.
+    began: Timestamp,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Revised {
     memory: autoscaler::Memory,
+    kpa: Option<Kpa>,
     startups: Startups,
+    /// The last request, or when the revision was first seen.
+    called: Tick,
+    /// There was a request within the last minute.
+    asked: bool,
+    /// Why starts are held back, so that it is noted once.
+    held: Option<&'static str>,
+    /// How many parked ones it was said to keep.
+    parking: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Quiet {
+    since: Tick,
+    served: u64,
+    reclaimed: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// One more instance, for this reason.
     Start(RevisionKey, Because),
+    /// The same, of one that is parked.
+    Release(InstanceId, Because),
+    /// One more in reserve.
+    Park(RevisionKey),
+    /// Push out what an idle instance has not used lately.
+    Reclaim(InstanceId),
     Stop(InstanceId),
     Forget(InstanceId),
 }
 
-/// What one look at everything gives.
+/// What one look gives.
 pub(crate) struct Seen<'a> {
     pub(crate) snapshot: &'a Snapshot,
-    pub(crate) observed: &'a Observed,
+    /// Of the revisions concerned.
     pub(crate) demand: &'a Demand,
     /// Routings that are about to be written: a revision that they reach is reached.
     pub(crate) due: &'a BTreeMap<ServiceKey, Routed>,
     pub(crate) idle_retention: Duration,
+    pub(crate) room: &'a Room,
+    pub(crate) at: Timestamp,
 }
 
 impl Seen<'_> {
-    fn reaches(&self, revision: &Revision) -> bool {
-        revision.state.is_ready()
-            && self.snapshot.service(&revision.key.service).is_some_and(|service| {
-                let routed = self.due.get(&service.key).unwrap_or(&service.routed);
-                service.uid == revision.service_uid && routed.reaches(&revision.key.name)
-            })
+    fn routed(&self, revision: &Revision) -> Option<(&model::ServiceScaling, &Routed)> {
+        let service = self.snapshot.service(&revision.key.service)?;
+        let routed = self.due.get(&service.key).unwrap_or(&service.routed);
+        let reached =
+            service.uid == revision.service_uid && revision.state.is_ready() && routed.reaches(&revision.key.name);
+        reached.then_some((&service.scaling, routed))
+    }
+
+    /// What is asked of a revision; None: nothing reaches it.
+    fn asked(&self, revision: &Revision) -> Option<Asked> {
+        let (scaling, routed) = self.routed(revision)?;
+        let own = revision.template.scaling;
+        Some(bounds::asked(scaling, routed, &revision.key.name, own))
     }
 }
 
+/// Which revisions a turn looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Concern {
+    All,
+    Of(Vec<RevisionKey>),
+}
+
+/// What one look at a revision gives.
+struct Looked {
+    endpoints: RevisionEndpoints,
+    wanted: Option<Wanted>,
+    /// More are wanted, but after failures the next start waits.
+    waits: bool,
+}
+
 impl Scaling {
-    /// Decides for every revision that has instances, requests or a minimum.
-    pub(crate) fn plan(&mut self, seen: &Seen<'_>, now: Tick) -> (Vec<Act>, Arc<Endpoints>) {
-        let mut acts = Vec::new();
-        let mut instances: BTreeMap<&RevisionKey, Vec<(&InstanceId, &Instance)>> = BTreeMap::new();
-        for (id, instance) in &seen.observed.instances {
-            instances.entry(&instance.of).or_default().push((id, instance));
+    pub(crate) fn new(decisions: Decisions, began: Timestamp) -> Self {
+        Self {
+            decisions,
+            began,
+            ..Self::default()
         }
-        self.forget_gone(seen.observed);
-        let mut concerned: BTreeSet<&RevisionKey> = instances.keys().copied().collect();
-        concerned.extend(
-            seen.demand
-                .revisions
-                .iter()
-                .filter(|(_, d)| d.queued + d.in_flight > 0)
-                .map(|(key, _)| key),
-        );
-        concerned.extend(
-            seen.snapshot
-                .revisions
-                .values()
-                .filter(|revision| revision.template.scaling.min > 0 && revision.state.is_ready())
-                .map(|revision| &revision.key),
-        );
-        self.revisions
-            .retain(|key, _| seen.snapshot.revisions.contains_key(key));
+    }
+
+    /// Takes in what the engine shows, and says which revisions are to be looked at: those of `rung`, those with
+    /// changed instances, and those that wait for room; all of them when `all` says so or something else is asked for.
+    pub(crate) fn concerned(
+        &mut self,
+        snapshot: &Snapshot,
+        observed: &Arc<Observed>,
+        rung: BTreeSet<RevisionKey>,
+        all: bool,
+    ) -> Concern {
+        let difference = self.fleet.take_in(observed);
+        for id in &difference.over {
+            self.quiet.remove(id);
+            self.served.remove(id);
+            self.draining.remove(id);
+            self.stopping.remove(id);
+            self.early.remove(id);
+            self.usages.forget(id);
+        }
+        self.finished += difference.finished;
+        if all || self.of_version != Some(snapshot.version) {
+            return Concern::All;
+        }
+        let mut concerned = rung;
+        concerned.extend(difference.revisions);
+        concerned.extend(self.held.keys().cloned());
+        Concern::Of(concerned.into_iter().collect())
+    }
+
+    /// Decides for the revisions concerned.
+    pub(crate) fn plan(&mut self, seen: &Seen<'_>, concern: Concern, now: Tick) -> (Vec<Act>, Arc<Endpoints>) {
+        let mut acts = Vec::new();
+        let mut notes = Vec::new();
+        self.pressure = machine::pressure(seen.room, self.pressure);
+        if concern == Concern::All {
+            self.learn_what_is_asked(seen);
+            self.choose_early(seen, now, &mut notes);
+        }
+        let all = concern == Concern::All;
+        let keys = match concern {
+            Concern::Of(keys) => keys,
+            Concern::All => {
+                let mut keys: BTreeSet<RevisionKey> = self.fleet.revisions().cloned().collect();
+                let asking = seen.demand.revisions.iter().filter(|(_, d)| d.queued + d.in_flight > 0);
+                keys.extend(asking.map(|(key, _)| key.clone()));
+                keys.extend(self.floors.iter().cloned());
+                keys.extend(self.held.keys().cloned());
+                keys.into_iter().collect()
+            }
+        };
         let version = self.published.version + 1;
-        let mut revisions = HashMap::new();
-        for key in concerned {
-            let own = instances.remove(key).unwrap_or_default();
-            let asked = seen.demand.revisions.get(key);
-            if let Some(revision) = seen.snapshot.revision(key) {
-                let endpoints = self.plan_revision(revision, &own, asked, seen, version, now, &mut acts);
-                revisions.insert(key.clone(), endpoints);
-            } else {
-                let endpoints = self.plan_orphans(&own, version, now, &mut acts);
-                if !endpoints.instances.is_empty() {
-                    revisions.insert(key.clone(), endpoints);
+        let mut changed: Vec<(RevisionKey, Option<RevisionEndpoints>)> = Vec::with_capacity(keys.len());
+        let mut wanted = Vec::new();
+        for key in keys {
+            let asked = seen.demand.revisions.get(&key);
+            if let Some(revision) = seen.snapshot.revision(&key) {
+                let looked = self.look(revision, asked, seen, version, now, &mut acts, &mut notes);
+                let kept = !self.fleet.of(&key).is_empty()
+                    || asked.is_some_and(|asked| asked.queued + asked.in_flight > 0)
+                    || self.floors.contains(&key);
+                match looked.wanted {
+                    Some(more) => wanted.push((changed.len(), more)),
+                    None if looked.waits => {
+                        self.held.entry(key.clone()).or_insert(now);
+                    }
+                    None => {
+                        self.held.remove(&key);
+                    }
                 }
+                changed.push((key, kept.then_some(looked.endpoints)));
+            } else {
+                self.held.remove(&key);
+                let endpoints = self.look_at_orphans(&key, version, now, &mut acts);
+                changed.push((key, (!endpoints.instances.is_empty()).then_some(endpoints)));
             }
         }
-        self.stop_drained(seen, now, &mut acts);
-        if revisions != self.published.revisions {
-            self.published = Arc::new(Endpoints { version, revisions });
+        if wanted.is_empty() {
+            self.finished = 0;
         }
+        for (index, full) in self.admit(&wanted, seen, now, &mut acts, &mut notes) {
+            if let (_, Some(endpoints)) = &mut changed[index] {
+                endpoints.full = Some(full);
+            }
+        }
+        if all {
+            self.park(seen, wanted.is_empty(), now, &mut acts, &mut notes);
+            self.reclaim(seen, now, &mut acts);
+        }
+        self.stop_drained(seen, &changed, all, now, &mut acts);
+        self.publish(changed, all, version);
+        self.decisions.note(notes, seen.at);
         (acts, self.published.clone())
     }
 
     /// Whether anything is under way that only the clock moves on: then look again soon.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.draining.is_empty() || self.revisions.values().any(|r| r.startups.is_failing())
+        !self.draining.is_empty() || !self.held.is_empty()
     }
 
-    fn forget_gone(&mut self, observed: &Observed) {
-        let alive = |id: &InstanceId| observed.instances.get(id).is_some_and(|i| i.state.is_alive());
-        self.idle.retain(|id, _| alive(id));
-        self.draining.retain(|id, _| alive(id));
-        self.stopping.retain(|id| alive(id));
+    /// What does not change without the store: who is kept without requests, and who may be called.
+    fn learn_what_is_asked(&mut self, seen: &Seen<'_>) {
+        if self.of_version == Some(seen.snapshot.version) && seen.due.is_empty() {
+            return;
+        }
+        // A routing that is due is not written yet: what was learned with it is learned again.
+        self.of_version = seen.due.is_empty().then_some(seen.snapshot.version);
+        self.floors.clear();
+        self.callable.clear();
+        for revision in seen.snapshot.revisions.values() {
+            let Some(asked) = seen.asked(revision) else {
+                continue;
+            };
+            let initial = revision.template.kpa.as_ref().and_then(|kpa| kpa.initial_scale);
+            let is_new = revision.since >= self.began;
+            let floor = asked.min > 0 || asked.manual.is_some_and(|manual| manual > 0);
+            if floor || (is_new && initial.is_some_and(|initial| initial > 1)) {
+                self.floors.insert(revision.key.clone());
+            }
+            self.callable.insert(revision.key.clone());
+        }
+        let there = |key: &RevisionKey| seen.snapshot.revisions.contains_key(key);
+        self.revisions.retain(|key, _| there(key));
+        self.usages.retain(there);
+        self.decisions.retain(there);
     }
 
     #[expect(
         clippy::too_many_arguments,
         reason = "one call, each argument another part of what is seen or made"
     )]
-    fn plan_revision(
+    fn look(
         &mut self,
         revision: &Revision,
-        own: &[(&InstanceId, &Instance)],
-        asked: Option<&RevisionDemand>,
+        demand: Option<&RevisionDemand>,
         seen: &Seen<'_>,
         version: u64,
         now: Tick,
         acts: &mut Vec<Act>,
-    ) -> RevisionEndpoints {
-        let revised = self.revisions.entry(revision.key.clone()).or_default();
+        notes: &mut Vec<(RevisionKey, Made, bool)>,
+    ) -> Looked {
+        let key = &revision.key;
+        let template = &revision.template;
+        let own = self.fleet.of(key);
         let settled = revision.state.is_settled();
-        let port = revision.template.port.number.get();
-        for (id, instance) in own {
-            // The first instance's end is news for the revision, which has read it once it is settled.
-            if settled && matches!(instance.state, InstanceState::Stopped(_)) {
-                acts.push(Act::Forget((*id).clone()));
-            }
-        }
-        revised.startups.learn(own, port, now);
-        let of = |id: &InstanceId| asked?.instances.iter().find(|of| of.instance == *id);
-        let in_flight_on = |id: &InstanceId| of(id).map_or(0, |of| of.in_flight);
-        let is_ready = |instance: &Instance| instance.state == InstanceState::Ready;
-        let mut ready: Vec<&InstanceId> = Vec::new();
-        let mut starting = 0;
-        let mut busy = 0;
-        for (id, instance) in own {
-            if instance.state == InstanceState::Starting {
-                starting += 1;
-            }
-            if !is_ready(instance) || self.stopping.contains(*id) {
-                continue;
-            }
-            if in_flight_on(id) > 0 {
-                self.idle.remove(*id);
-            } else {
-                let served = of(id).map_or(0, |of| of.served);
-                let idle = self.idle.entry((*id).clone()).or_insert((now, served));
-                if idle.1 != served {
-                    *idle = (now, served);
-                }
-            }
-            if !self.draining.contains_key(*id) {
-                ready.push(id);
-                busy += u32::from(in_flight_on(id) > 0);
-            }
-        }
-        let reachable = seen.reaches(revision);
-        let retention = if reachable { seen.idle_retention } else { Duration::ZERO };
-        let mut expired: Vec<(Tick, &InstanceId)> = ready
+        // The first instance's end is news for the revision, which has read it once it is settled.
+        let ended = own.iter().filter(|(_, i)| matches!(i.state, InstanceState::Stopped(_)));
+        acts.extend(ended.filter(|_| settled).map(|(id, _)| Act::Forget(id.clone())));
+        let revised = self.revisions.entry(key.clone()).or_insert_with(|| Revised::new(now));
+        revised.startups.learn(own, template.port.number.get(), seen.at, now);
+        let demands: HashMap<&InstanceId, &InstanceDemand> = demand
             .iter()
-            .filter_map(|id| Some((self.idle.get(*id)?.0, *id)))
-            .filter(|(since, _)| now.since(*since) >= retention)
+            .flat_map(|demand| &demand.instances)
+            .map(|of| (&of.instance, of))
             .collect();
-        expired.sort();
-        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        let bounds = Bounds {
-            min: if reachable { revision.template.scaling.min } else { 0 },
-            max: revision.template.scaling.max.get(),
-            concurrency: revision.template.concurrency.get(),
+        let mut fleet = Sorted::default();
+        let mut observation = Observation {
+            queued: demand.map_or(0, |demand| demand.queued),
+            ..Observation::default()
         };
-        let observation = Observation {
-            // What a draining instance still serves asks for no other.
-            in_flight: ready.iter().map(|id| in_flight_on(id)).sum(),
-            queued: asked.map_or(0, |asked| asked.queued),
-            starting,
-            ready: count(ready.len()),
-            busy,
-            expired: count(expired.len()),
-        };
-        let (memory, decision) = autoscaler::decide(&bounds, std::mem::take(&mut revised.memory), observation, now);
-        revised.memory = memory;
-        // Before it is settled, the revision itself starts its first instance and no other is wanted.
-        let draining = count(
-            own.iter()
-                .filter(|(id, instance)| {
-                    instance.state.is_alive()
-                        && (self.draining.contains_key(*id)
-                            || self.stopping.contains(*id)
-                            || instance.state == InstanceState::Stopping)
-                })
-                .count(),
-        );
-        let alive = count(ready.len()) + starting;
-        if revision.state.is_ready() && alive < decision.instances {
-            let allowed = bounds.max.saturating_sub(alive + draining);
-            let wanted = (decision.instances - alive).min(allowed);
-            let tries = revised.startups.allow(wanted, starting, now);
-            acts.extend((0..tries).map(|_| Act::Start(revision.key.clone(), decision.because)));
+        for (id, instance) in own {
+            let of = demands.get(id);
+            let in_flight = of.map_or(0, |of| of.in_flight);
+            match instance.state {
+                InstanceState::Parked if self.stopping.contains(id) => {}
+                InstanceState::Parked => fleet.parked.push((instance.created, id)),
+                InstanceState::Starting => observation.starting += 1,
+                InstanceState::Ready | InstanceState::Unready => {
+                    let served = of.map_or(0, |of| of.served);
+                    if served > 0 {
+                        let before = self.served.insert(id.clone(), served).unwrap_or(0);
+                        observation.served += u32::try_from(served.saturating_sub(before)).unwrap_or(u32::MAX);
+                    }
+                    if in_flight > 0 {
+                        self.quiet.remove(id);
+                    } else {
+                        let fresh = Quiet {
+                            since: now,
+                            served,
+                            reclaimed: false,
+                        };
+                        let quiet = self.quiet.entry(id.clone()).or_insert(fresh);
+                        if quiet.served != served {
+                            *quiet = fresh;
+                        }
+                    }
+                    if self.stopping.contains(id) || self.draining.contains_key(id) {
+                        fleet.leaving += 1;
+                        continue;
+                    }
+                    fleet.there.push((id, in_flight));
+                    if instance.state == InstanceState::Unready {
+                        observation.unready += 1;
+                        continue;
+                    }
+                    observation.ready += 1;
+                    observation.in_flight += in_flight;
+                    observation.busy += u32::from(in_flight > 0);
+                    observation.cpu_millis += self.usages.cpu_millis(id, now);
+                }
+                InstanceState::Stopping => fleet.leaving += 1,
+                InstanceState::Stopped(_) => {}
+            }
         }
+        let asked = seen.asked(revision);
+        let retention = if asked.is_some() {
+            seen.idle_retention
+        } else {
+            Duration::ZERO
+        };
+        let quiet = &self.quiet;
+        let mut idle: Vec<(Tick, &InstanceId)> = fleet
+            .there
+            .iter()
+            .filter_map(|(id, _)| Some((quiet.get(*id)?.since, *id)))
+            .collect();
+        idle.sort_unstable();
+        let is_over = |(since, id): &(Tick, &InstanceId)| now.since(*since) >= retention || self.early.contains(*id);
+        observation.expired = count(idle.iter().filter(|of| is_over(of)).count());
+        if observation.queued + observation.in_flight + observation.served > 0 {
+            revised.called = now;
+        }
+        let own_scaling = template.scaling;
+        let reachable = asked.is_some();
+        let asked = asked.unwrap_or(Asked {
+            min: 0,
+            max: own_scaling.max.get(),
+            manual: None,
+        });
+        let is_new = revision.since >= self.began;
+        let (inputs, decision) = match (&template.kpa, asked.manual) {
+            (Some(of), None) => {
+                let settings = kpa::Settings::of(of, template.concurrency.get(), asked.min, asked.max);
+                let kpa = revised.kpa.get_or_insert_with(|| match is_new {
+                    true => Kpa::default(),
+                    false => Kpa::resumed(observation.ready, now),
+                });
+                let (at, inputs, decision) = kpa.look(&settings, &observation, reachable, now);
+                revised.asked = inputs.stable_milli > 0;
+                (Inputs::Knative { settings, inputs, at }, decision)
+            }
+            (_, manual) => {
+                let bounds = Bounds {
+                    min: asked.min,
+                    max: asked.max,
+                    manual,
+                    concurrency: template.concurrency.get(),
+                    cpu_millis: template.containers().map(|of| of.resources.cpu.millis()).sum(),
+                };
+                let means = revised.memory.remember(now, &observation);
+                revised.asked = means.asked;
+                let inputs = Inputs::CloudRun {
+                    bounds,
+                    means,
+                    seen: observation,
+                };
+                let decision = inputs.decide();
+                (inputs, decision)
+            }
+        };
+        let alive = observation.alive();
+        let most = asked.manual.unwrap_or(asked.max);
+        // Before it is settled, the revision itself starts its first instance and no other is wanted.
+        let missing = match revision.state.is_ready() {
+            true => decision.instances.saturating_sub(alive),
+            false => 0,
+        };
+        let missing = missing.min(most.saturating_sub(alive + fleet.leaving));
+        let tries = revised.startups.allow(missing, observation.starting, now);
+        let mut drained = 0;
         if settled && alive > decision.instances {
             let surplus = usize::try_from(alive - decision.instances).unwrap_or(usize::MAX);
-            for (_, id) in expired.iter().take(surplus) {
-                self.draining.insert((*id).clone(), (version, now));
+            let over = idle.iter().filter(|of| is_over(of)).map(|(_, id)| *id);
+            let leaving: Vec<&InstanceId> = match decision.because.is_exact() {
+                false => over.take(surplus).collect(),
+                true => {
+                    let mut busy: Vec<_> = fleet.there.iter().filter(|(id, _)| !quiet.contains_key(*id)).collect();
+                    busy.sort_unstable_by_key(|(_, in_flight)| *in_flight);
+                    let idle = idle.iter().map(|(_, id)| *id);
+                    idle.chain(busy.into_iter().map(|(id, _)| *id)).take(surplus).collect()
+                }
+            };
+            drained = leaving.len();
+            for id in leaving {
+                self.draining.insert(id.clone(), (version, now));
             }
         }
-        RevisionEndpoints {
+        let full = if missing > 0 && tries == 0 && observation.starting == 0 {
+            let why = revised.startups.last_failure().unwrap_or_default();
+            if revised.held != Some("failing") {
+                let why = why.clone();
+                notes.push((key.clone(), Made::Failing { count: missing, why }, true));
+                revised.held = Some("failing");
+            }
+            Some(Full::Failing(why))
+        } else if alive + fleet.leaving >= most {
+            Some(Full::Maximum(most))
+        } else {
+            None
+        };
+        let made = Made::Scale {
+            inputs,
+            decision,
+            alive,
+        };
+        notes.push((key.clone(), made, drained > 0));
+        fleet.parked.sort_unstable();
+        let wanted = (tries > 0).then(|| Wanted {
+            revision: key.clone(),
+            count: tries,
+            waiting: observation.queued > 0,
+            because: decision.because,
+            note: notes.len() - 1,
+            parked: fleet.parked.iter().map(|(_, id)| (*id).clone()).collect(),
+            memory_limit: template.containers().map(|of| of.resources.memory.bytes()).sum(),
+        });
+        if missing == 0 {
+            revised.held = None;
+        }
+        let shown = |instance: &Instance| matches!(instance.state, InstanceState::Ready | InstanceState::Unready);
+        let endpoints = RevisionEndpoints {
             instances: own
                 .iter()
-                .filter(|(_, instance)| is_ready(instance))
-                .map(|(id, _)| Endpoint {
-                    instance: (*id).clone(),
-                    draining: self.draining.contains_key(*id) || self.stopping.contains(*id),
+                .filter(|(_, instance)| shown(instance))
+                .map(|(id, instance)| Endpoint {
+                    instance: id.clone(),
+                    draining: instance.state == InstanceState::Unready
+                        || self.draining.contains_key(id)
+                        || self.stopping.contains(id),
                 })
                 .collect(),
-            starting,
+            starting: observation.starting,
             failed_starts: revised.startups.failures(),
             last_failure: revised.startups.last_failure(),
             patience: revised.startups.patience(),
+            full,
+        };
+        Looked {
+            endpoints,
+            wanted,
+            waits: missing > tries,
         }
     }
 
-    /// Instances of a revision that was deleted: they finish what they have.
-    fn plan_orphans(
-        &mut self,
-        own: &[(&InstanceId, &Instance)],
-        version: u64,
-        now: Tick,
-        acts: &mut Vec<Act>,
-    ) -> RevisionEndpoints {
-        let mut endpoints = RevisionEndpoints {
-            patience: least_patience(),
-            ..RevisionEndpoints::default()
-        };
-        for (id, instance) in own {
-            match &instance.state {
-                InstanceState::Ready | InstanceState::Unready => {
-                    self.draining.entry((*id).clone()).or_insert((version, now));
-                    endpoints.instances.push(Endpoint {
-                        instance: (*id).clone(),
-                        draining: true,
-                    });
-                }
-                InstanceState::Parked | InstanceState::Starting => {
-                    if self.stopping.insert((*id).clone()) {
-                        acts.push(Act::Stop((*id).clone()));
-                    }
-                }
-                InstanceState::Stopping => {}
-                InstanceState::Stopped(_) => acts.push(Act::Forget((*id).clone())),
-            }
-        }
-        endpoints
-    }
-
-    /// Stops those drained instances that the ingress, knowing that they are draining, has no request on.
-    fn stop_drained(&mut self, seen: &Seen<'_>, now: Tick, acts: &mut Vec<Act>) {
-        let in_flight = |id: &InstanceId| {
-            seen.demand
-                .revisions
-                .values()
-                .flat_map(|asked| &asked.instances)
-                .any(|of| of.instance == *id && of.in_flight > 0)
-        };
-        let done: Vec<InstanceId> = self
-            .draining
+    /// A new version when anything differs. What was not looked at stays as it was, unless all was looked at.
+    fn publish(&mut self, looked: Vec<(RevisionKey, Option<RevisionEndpoints>)>, all: bool, version: u64) {
+        let before = &self.published.revisions;
+        let differs = looked
             .iter()
-            .filter(|(id, (version, since))| {
-                let known = seen.demand.applied >= *version;
-                (known && !in_flight(id)) || now.since(*since) >= ORPHAN_DEADLINE
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in done {
-            self.draining.remove(&id);
-            if self.stopping.insert(id.clone()) {
-                acts.push(Act::Stop(id));
+            .any(|(key, now)| before.get(key).map(AsRef::as_ref) != now.as_ref());
+        let shown = looked.iter().filter(|(_, now)| now.is_some()).count();
+        if !differs && !(all && shown != before.len()) {
+            return;
+        }
+        let mut revisions = if all {
+            HashMap::with_capacity(shown)
+        } else {
+            before.clone()
+        };
+        for (key, now) in looked {
+            match (now, before.get(&key)) {
+                (None, _) => {
+                    revisions.remove(&key);
+                }
+                // The same pointer says that nothing changed.
+                (Some(now), Some(before)) if **before == now => {
+                    revisions.insert(key, before.clone());
+                }
+                (Some(now), _) => {
+                    revisions.insert(key, Arc::new(now));
+                }
             }
+        }
+        self.published = Arc::new(Endpoints { version, revisions });
+    }
+}
+
+/// The instances of one revision, by what they are good for.
+#[derive(Default)]
+struct Sorted<'a> {
+    /// Ready or unready, with the requests they have.
+    there: Vec<(&'a InstanceId, u32)>,
+    parked: Vec<(Timestamp, &'a InstanceId)>,
+    /// Draining or stopping.
+    leaving: u32,
+}
+
+impl Revised {
+    fn new(now: Tick) -> Self {
+        Self {
+            memory: autoscaler::Memory::default(),
+            kpa: None,
+            startups: Startups::default(),
+            called: now,
+            asked: false,
+            held: None,
+            parking: 0,
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use capacity::InstanceDemand;
-    use model::{Exit, ExitCause, Timestamp};
-
-    use super::*;
-    use crate::turn::cases::{ready, revision, routed, service, snapshot};
-
-    /// A small world: one service with one ready revision, instances and requests as the test puts them.
-    struct World {
-        scaling: Scaling,
-        snapshot: Snapshot,
-        observed: Observed,
-        demand: Demand,
-        key: RevisionKey,
-        now: Tick,
-        next: u8,
-        /// What each instance that is asked about has served.
-        served: u64,
-    }
-
-    impl World {
-        fn new(change: impl FnOnce(&mut Revision)) -> Self {
-            let service = service("my-api", 1);
-            let mut revision = ready(revision(&service, 1));
-            change(&mut revision);
-            let key = revision.key.clone();
-            Self {
-                scaling: Scaling::default(),
-                snapshot: snapshot(&[routed(service, &revision)], &[revision]),
-                observed: Observed::default(),
-                demand: Demand::default(),
-                key,
-                now: Tick(1_000),
-                next: 0,
-                served: 0,
-            }
-        }
-
-        fn look(&mut self) -> (Vec<Act>, Arc<Endpoints>) {
-            let seen = Seen {
-                snapshot: &self.snapshot,
-                observed: &self.observed,
-                demand: &self.demand,
-                due: &BTreeMap::new(),
-                idle_retention: Duration::from_secs(3),
-            };
-            self.scaling.plan(&seen, self.now)
-        }
-
-        fn requests(&mut self, queued: u32, in_flight: &[(&InstanceId, u32)]) {
-            let demand = RevisionDemand {
-                queued,
-                in_flight: in_flight.iter().map(|(_, count)| count).sum(),
-                instances: in_flight
-                    .iter()
-                    .map(|(id, count)| InstanceDemand {
-                        instance: (*id).clone(),
-                        in_flight: *count,
-                        served: self.served,
-                    })
-                    .collect(),
-            };
-            self.demand.revisions.insert(self.key.clone(), demand);
-        }
-
-        fn instance(&mut self, state: InstanceState) -> InstanceId {
-            self.next += 1;
-            let id = InstanceId::new([self.next; 12]);
-            let instance = Instance {
-                of: self.key.clone(),
-                state,
-                since: Timestamp::from_micros(1_500_000),
-                created: Timestamp::from_micros(1_000_000),
-            };
-            self.observed.instances.insert(id.clone(), instance);
-            id
-        }
-
-        fn after(&mut self, millis: u64) {
-            self.now.0 += millis;
-        }
-    }
-
-    fn starts(acts: &[Act]) -> usize {
-        acts.iter().filter(|act| matches!(act, Act::Start(..))).count()
-    }
-
-    #[test]
-    fn eighty_one_waiting_requests_start_two_and_no_more() {
-        let mut world = World::new(|_| {});
-        world.requests(81, &[]);
-        assert_eq!(starts(&world.look().0), 2);
-        world.instance(InstanceState::Starting);
-        world.instance(InstanceState::Starting);
-        assert_eq!(starts(&world.look().0), 0, "two are on their way");
-    }
-
-    #[test]
-    fn the_maximum_counts_those_that_still_stop() {
-        let mut world = World::new(|revision| {
-            revision.template.scaling.max = 2.try_into().expect("not zero");
-            revision.template.concurrency = model::Concurrency::ONE;
-        });
-        world.instance(InstanceState::Ready);
-        world.instance(InstanceState::Stopping);
-        world.requests(5, &[]);
-        assert_eq!(
-            starts(&world.look().0),
-            0,
-            "one ready and one stopping are the maximum of two"
-        );
-    }
-
-    #[test]
-    fn an_idle_instance_is_drained_then_stopped_once_the_ingress_knows() {
-        let mut world = World::new(|_| {});
-        let id = world.instance(InstanceState::Ready);
-        let (acts, endpoints) = world.look();
-        assert!(acts.is_empty() && !endpoints.revisions[&world.key].instances[0].draining);
-        world.after(2_900);
-        assert!(world.look().0.is_empty(), "retention is 3 s");
-        world.after(200);
-        let (acts, endpoints) = world.look();
-        assert!(acts.is_empty(), "the ingress does not know yet: {acts:?}");
-        assert!(endpoints.revisions[&world.key].instances[0].draining);
-        world.demand.applied = endpoints.version;
-        world.requests(0, &[(&id, 1)]);
-        assert!(world.look().0.is_empty(), "a request slipped in before: it finishes");
-        world.requests(0, &[]);
-        assert_eq!(world.look().0, [Act::Stop(id)]);
-        assert!(world.look().0.is_empty(), "stopped once");
-    }
-
-    #[test]
-    fn requests_that_no_look_saw_keep_an_instance() {
-        let mut world = World::new(|_| {});
-        let id = world.instance(InstanceState::Ready);
-        world.requests(0, &[(&id, 0)]);
-        world.look();
-        for _ in 0..10 {
-            world.after(2_000);
-            world.served += 1;
-            world.requests(0, &[(&id, 0)]);
-            assert!(
-                !world.look().1.revisions[&world.key].instances[0].draining,
-                "it served within the retention"
-            );
-        }
-        world.after(3_100);
-        assert!(
-            world.look().1.revisions[&world.key].instances[0].draining,
-            "and then no more"
-        );
-    }
-
-    #[test]
-    fn a_busy_instance_is_never_drained_and_a_minimum_stays() {
-        let mut world = World::new(|revision| revision.template.scaling.min = 1);
-        assert_eq!(starts(&world.look().0), 1, "the minimum is started without a request");
-        let id = world.instance(InstanceState::Ready);
-        world.requests(0, &[(&id, 1)]);
-        world.look();
-        world.after(3_600_000);
-        assert!(!world.look().1.revisions[&world.key].instances[0].draining);
-        world.requests(0, &[]);
-        world.look();
-        world.after(3_600_000);
-        assert!(
-            !world.look().1.revisions[&world.key].instances[0].draining,
-            "the minimum stays"
-        );
-    }
-
-    #[test]
-    fn a_retired_revision_drains_at_once_and_its_minimum_does_not_count() {
-        let mut world = World::new(|revision| revision.template.scaling.min = 1);
-        world.instance(InstanceState::Ready);
-        let service = world.snapshot.services.values().next().expect("one").clone();
-        let away = model::Service {
-            routed: Routed::default(),
-            ..(*service).clone()
-        };
-        world.snapshot.services.insert(away.key.clone(), Arc::new(away));
-        assert!(world.look().1.revisions[&world.key].instances[0].draining);
-    }
-
-    #[test]
-    fn instances_of_a_deleted_service_go() {
-        let mut world = World::new(|_| {});
-        let ready = world.instance(InstanceState::Ready);
-        let starting = world.instance(InstanceState::Starting);
-        world.snapshot = Snapshot::default();
-        let (acts, endpoints) = world.look();
-        assert_eq!(acts, [Act::Stop(starting)]);
-        world.demand.applied = endpoints.version;
-        assert_eq!(world.look().0, [Act::Stop(ready)]);
-    }
-
-    #[test]
-    fn failed_starts_back_off_and_are_counted() {
-        let mut world = World::new(|_| {});
-        world.requests(1, &[]);
-        assert_eq!(starts(&world.look().0), 1);
-        let exit = Exit {
-            cause: ExitCause::Code(1),
-            was_ready: false,
-            last_lines: vec![],
-        };
-        let id = world.instance(InstanceState::Stopped(exit));
-        let (acts, endpoints) = world.look();
-        assert_eq!(
-            acts,
-            [Act::Forget(id.clone())],
-            "forgotten, and no new start before the backoff"
-        );
-        assert_eq!(endpoints.revisions[&world.key].failed_starts, 1);
-        world.observed.instances.remove(&id);
-        world.after(1_100);
-        assert_eq!(starts(&world.look().0), 1, "tried again");
-    }
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }

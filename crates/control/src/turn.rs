@@ -1,7 +1,10 @@
 //! One turn: read everything, plan, act. Then sleep until woken.
 
+#[cfg(test)]
+pub(crate) mod cases;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     error::Error,
     fmt,
     sync::Arc,
@@ -12,8 +15,8 @@ use capacity::{Demand, Endpoints, autoscaler::Tick};
 use engine::Engine;
 use image::Images;
 use model::{
-    InstanceId, InstanceSpec, Observed, Revision, RevisionKey, RevisionState, RouteTable, Routed, ServiceKey, Site,
-    Timestamp,
+    InstanceId, InstanceSpec, Observed, Revision, RevisionKey, RevisionState, Room, RouteTable, Routed, ServiceKey,
+    Site, Timestamp, Usage,
 };
 use store::{Snapshot, Store, TransactError};
 use tokio::{
@@ -22,10 +25,11 @@ use tokio::{
 };
 
 use crate::{
+    decisions::Decisions,
     pull::{self, Outcome},
     revision::{self, Step},
     route,
-    scale::{Act, Scaling, Seen},
+    scale::{Act, Concern, Scaling, Seen},
     service,
 };
 
@@ -33,8 +37,15 @@ use crate::{
 const GRACE: Duration = Duration::from_secs(10);
 /// How often to look while instances live: idle times and means move with the clock alone.
 const BEAT: Duration = Duration::from_secs(1);
-/// How often to look while a drain or a backoff is under way.
+/// How often to look while a drain, a backoff or a wait for room is under way.
 const QUICK_BEAT: Duration = Duration::from_millis(100);
+/// How often to look while nothing but parked instances is there.
+const SLOW_BEAT: Duration = Duration::from_secs(10);
+/// What the machine has left is read again after this.
+const ROOM_GOOD_FOR: Duration = Duration::from_millis(100);
+
+/// See [`Links::demand`].
+pub type DemandOf = Box<dyn Fn(Option<&[RevisionKey]>) -> Demand + Send + Sync>;
 
 /// What control is joined to. Made by the wiring.
 pub struct Links {
@@ -44,10 +55,12 @@ pub struct Links {
     pub site: Site,
     /// How long an instance without a request is kept.
     pub idle_retention: Duration,
-    /// What the ingress counts now.
-    pub demand: Box<dyn Fn() -> Demand + Send + Sync>,
+    /// What the ingress counts now: of all revisions, or of these.
+    pub demand: DemandOf,
     /// Rung by the ingress when a request had to wait.
     pub wake: Arc<Notify>,
+    /// The revisions it was rung for since this was last asked.
+    pub rung: Box<dyn Fn() -> BTreeSet<RevisionKey> + Send + Sync>,
     pub routes: watch::Sender<Arc<RouteTable>>,
     pub endpoints: watch::Sender<Arc<Endpoints>>,
     pub now: fn() -> Timestamp,
@@ -70,20 +83,43 @@ pub struct Control {
     /// Resolves and pulls under way, and whose they are.
     work: JoinSet<(RevisionKey, Outcome)>,
     begun: BTreeSet<RevisionKey>,
+    /// Memory being pushed out of idle instances.
+    reclaims: JoinSet<()>,
+    /// What instances use, being read; at most one at a time.
+    reading: JoinSet<HashMap<InstanceId, Usage>>,
     started: Instant,
     table_of: Option<u64>,
+    /// The version of which everything but instances is as it was asked for.
+    done_with: Option<u64>,
+    /// When all revisions were last looked at.
+    looked: Option<Tick>,
+    room: Option<(Tick, Room)>,
+    decisions: Decisions,
 }
 
 impl Control {
     pub fn new(links: Links) -> Self {
+        let decisions = Decisions::default();
+        let scaling = Scaling::new(decisions.clone(), (links.now)());
         Self {
             links,
-            scaling: Scaling::default(),
+            scaling,
             work: JoinSet::new(),
             begun: BTreeSet::new(),
+            reclaims: JoinSet::new(),
+            reading: JoinSet::new(),
             started: Instant::now(),
             table_of: None,
+            done_with: None,
+            looked: None,
+            room: None,
+            decisions,
         }
+    }
+
+    /// What is decided on instances, for whoever asks why.
+    pub fn decisions(&self) -> Decisions {
+        self.decisions.clone()
     }
 
     /// Takes turns until `stop` resolves. Instances are left as they are; the engine ends them.
@@ -103,10 +139,16 @@ impl Control {
                 result = observed.changed() => if result.is_err() { break },
                 () = self.links.wake.notified() => {}
                 Some(done) = self.work.join_next() => self.take_in(done).await,
+                Some(read) = self.reading.join_next() => match read {
+                    Ok(read) => self.scaling.take_in_usage(read, self.tick()),
+                    Err(error) => tracing::error!(%error, "what instances use could not be read"),
+                },
                 () = sleep(beat) => {}
             }
         }
         self.work.shutdown().await;
+        self.reclaims.shutdown().await;
+        self.reading.shutdown().await;
     }
 
     fn beat(&self, observed: &Observed) -> Option<Duration> {
@@ -114,25 +156,44 @@ impl Control {
             Some(QUICK_BEAT)
         } else if observed.instances.is_empty() {
             None
+        } else if self.scaling.is_at_rest() {
+            Some(SLOW_BEAT)
         } else {
             Some(BEAT)
         }
     }
 
+    fn tick(&self) -> Tick {
+        Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Everything but instances only needs a look when something else was asked for, or was not done yet: the many turns
+    /// that requests and instances cause do not go through all services.
     async fn turn(&mut self) {
         let snapshot = self.links.store.snapshot();
         let observed = self.links.engine.observe().borrow().clone();
-        self.create_revisions(&snapshot).await;
+        if self.done_with == Some(snapshot.version) {
+            self.scale(&snapshot, &observed, &BTreeMap::new()).await;
+            return;
+        }
+        let to_create = self.create_revisions(&snapshot).await;
         for step in revision::plan(&snapshot, &observed, &self.begun) {
             self.take(step, &snapshot).await;
         }
         let due = route::plan(&snapshot, (self.links.now)());
         self.scale(&snapshot, &observed, &due).await;
         self.publish_routes(&snapshot, &due).await;
+        let settled = snapshot.revisions.values().all(|revision| revision.state.is_settled());
+        if settled && due.is_empty() && to_create == 0 {
+            self.done_with = Some(snapshot.version);
+        }
     }
 
-    async fn create_revisions(&self, snapshot: &Snapshot) {
-        for service in service::plan(snapshot) {
+    /// Says how many there were to create.
+    async fn create_revisions(&self, snapshot: &Snapshot) -> usize {
+        let due = service::plan(snapshot);
+        let number = due.len();
+        for service in due {
             let made = service::revision_of(service, (self.links.chance)(), (self.links.now)());
             let name = made.key.name.clone();
             let written = self.links.store.transact(move |tx| -> Result<(), Superseded> {
@@ -154,6 +215,7 @@ impl Control {
                 }
             }
         }
+        number
     }
 
     async fn take(&mut self, step: Step, snapshot: &Snapshot) {
@@ -258,27 +320,67 @@ impl Control {
         }
     }
 
-    async fn start(&self, revision: &Revision, digest: &str) {
+    fn spec(&self, revision: &Revision, digest: &str) -> InstanceSpec {
         let chance = (self.links.chance)().to_le_bytes();
         let id = InstanceId::new(chance[..12].try_into().expect("12 of 16 bytes"));
         let image = model::bare_digest(digest).to_owned();
-        let spec = InstanceSpec::derive(id, revision, image, &self.links.site);
+        InstanceSpec::derive(id, revision, image, &self.links.site)
+    }
+
+    async fn start(&self, revision: &Revision, digest: &str) {
+        let spec = self.spec(revision, digest);
         if let Err(error) = self.links.engine.start(spec).await {
             tracing::error!(revision = %revision.key, error = told(&error), "cannot start an instance");
         }
     }
 
-    async fn scale(&mut self, snapshot: &Snapshot, observed: &Observed, due: &BTreeMap<ServiceKey, Routed>) {
-        let demand = (self.links.demand)();
-        let now = Tick(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+    /// What the machine has left; read again when it is older than a tenth of a second.
+    fn room(&mut self, now: Tick) -> Room {
+        match self.room {
+            Some((read, room)) if now.since(read) < ROOM_GOOD_FOR => room,
+            Some(_) | None => {
+                let room = self.links.engine.room();
+                self.room = Some((now, room));
+                room
+            }
+        }
+    }
+
+    /// Beside the turns: a thousand instances take longer to read than a waiting request should.
+    fn read_usage(&mut self) {
+        let to_read = self.scaling.to_read();
+        if !to_read.is_empty() && self.reading.is_empty() {
+            let engine = self.links.engine.clone();
+            self.reading.spawn(async move { engine.usage(to_read).await });
+        }
+    }
+
+    async fn scale(&mut self, snapshot: &Snapshot, observed: &Arc<Observed>, due: &BTreeMap<ServiceKey, Routed>) {
+        let now = self.tick();
+        // Times move on with the clock alone, also while wakes come one after the other.
+        let beat = if self.scaling.is_waiting() { QUICK_BEAT } else { BEAT };
+        let all = !due.is_empty() || self.looked.is_none_or(|looked| now.since(looked) >= beat);
+        // Taken before the demand is read: who rings after this is looked at in the next turn.
+        let rung = (self.links.rung)();
+        let concern = self.scaling.concerned(snapshot, observed, rung, all);
+        let demand = match &concern {
+            Concern::All => (self.links.demand)(None),
+            Concern::Of(revisions) => (self.links.demand)(Some(revisions)),
+        };
+        if concern == Concern::All {
+            self.looked = Some(now);
+            self.read_usage();
+        }
+        let room = self.room(now);
         let seen = Seen {
             snapshot,
-            observed,
             demand: &demand,
             due,
             idle_retention: self.links.idle_retention,
+            room: &room,
+            at: (self.links.now)(),
         };
-        let (acts, endpoints) = self.scaling.plan(&seen, now);
+        let (acts, endpoints) = self.scaling.plan(&seen, concern, now);
         self.links.endpoints.send_if_modified(|published| {
             let newer = published.version != endpoints.version;
             if newer {
@@ -287,22 +389,48 @@ impl Control {
             newer
         });
         for act in acts {
-            match act {
-                Act::Start(key, because) => {
-                    tracing::debug!(revision = %key, ?because, "one more instance");
-                    if let Some(revision) = snapshot.revision(&key)
-                        && let RevisionState::Ready { digest } = &revision.state
-                    {
-                        self.start(revision, digest).await;
-                    }
+            self.act(act, snapshot).await;
+        }
+    }
+
+    async fn act(&mut self, act: Act, snapshot: &Snapshot) {
+        match act {
+            Act::Start(key, because) => {
+                tracing::debug!(revision = %key, ?because, "one more instance");
+                if let Some((revision, digest)) = ready(snapshot, &key) {
+                    self.start(revision, digest).await;
                 }
-                Act::Stop(id) => {
-                    if let Err(error) = self.links.engine.stop(&id, GRACE).await {
-                        tracing::error!(instance = %id, error = told(&error), "cannot stop an instance");
-                    }
-                }
-                Act::Forget(id) => self.links.engine.forget(&id),
             }
+            Act::Release(id, because) => {
+                tracing::debug!(instance = %id, ?because, "a parked instance is let go");
+                if let Err(error) = self.links.engine.release(&id) {
+                    tracing::error!(instance = %id, error = told(&error), "cannot let an instance go");
+                }
+            }
+            Act::Park(key) => {
+                if let Some((revision, digest)) = ready(snapshot, &key) {
+                    let spec = self.spec(revision, digest);
+                    if let Err(error) = self.links.engine.park(spec).await {
+                        tracing::error!(revision = %key, error = told(&error), "cannot park an instance");
+                    }
+                }
+            }
+            Act::Reclaim(id) => {
+                while self.reclaims.try_join_next().is_some() {}
+                let engine = self.links.engine.clone();
+                self.reclaims.spawn(async move {
+                    match engine.reclaim(&id).await {
+                        Ok(bytes) => tracing::debug!(instance = %id, bytes, "reclaimed"),
+                        Err(error) => tracing::warn!(instance = %id, %error, "cannot reclaim memory"),
+                    }
+                });
+            }
+            Act::Stop(id) => {
+                if let Err(error) = self.links.engine.stop(&id, GRACE).await {
+                    tracing::error!(instance = %id, error = told(&error), "cannot stop an instance");
+                }
+            }
+            Act::Forget(id) => self.links.engine.forget(&id),
         }
     }
 
@@ -342,6 +470,17 @@ impl Control {
     }
 }
 
+fn ready<'a>(snapshot: &'a Snapshot, key: &RevisionKey) -> Option<(&'a Revision, &'a str)> {
+    let revision = snapshot.revision(key)?;
+    match &revision.state {
+        RevisionState::Ready { digest } => Some((revision, digest)),
+        RevisionState::Resolving
+        | RevisionState::Pulling { .. }
+        | RevisionState::Probing { .. }
+        | RevisionState::Failed { .. } => None,
+    }
+}
+
 /// The world moved on between the look and the write; the next turn looks again.
 #[derive(Debug)]
 struct Superseded;
@@ -363,138 +502,4 @@ pub(crate) fn told(error: &dyn Error) -> String {
         cause = next.source();
     }
     text
-}
-
-#[cfg(test)]
-pub(crate) mod cases {
-    //! Small worlds for the tables of the plans.
-
-    use std::collections::BTreeMap;
-
-    use model::{
-        Concurrency, Container, Policy, Port, ProjectId, Region, RequestTimeout, Resources, RevisionName,
-        RevisionTemplate, RoutedTarget, Scheme, Service, ServiceName, Traffic,
-    };
-
-    use super::*;
-
-    pub(crate) fn site() -> Site {
-        Site {
-            project: ProjectId::parse("my-project").expect("an id"),
-            region: Region::parse("us-central1").expect("a region"),
-            domain: "a.run.localhost".to_owned(),
-            scheme: Scheme::Http,
-            port: 8081,
-            default_sandbox: model::Sandbox::Gen2,
-        }
-    }
-
-    /// A service whose template was changed `template_generation` times.
-    pub(crate) fn service(name: &str, template_generation: u64) -> Service {
-        Service {
-            key: ServiceKey {
-                region: site().region,
-                name: ServiceName::parse(name).expect("a name"),
-            },
-            uid: format!("uid-of-{name}"),
-            generation: template_generation,
-            template_generation,
-            resource_version: 1,
-            created: Timestamp::from_micros(1),
-            updated: Timestamp::from_micros(1),
-            creator: "owner@example.com".to_owned(),
-            modifier: "owner@example.com".to_owned(),
-            labels: BTreeMap::new(),
-            annotations: BTreeMap::new(),
-            template: RevisionTemplate {
-                name: None,
-                labels: BTreeMap::new(),
-                annotations: BTreeMap::new(),
-                container: Container {
-                    name: String::new(),
-                    image: "us-docker.pkg.dev/cloudrun/container/hello".to_owned(),
-                    command: vec![],
-                    args: vec![],
-                    working_dir: None,
-                    env: vec![],
-                    resources: Resources::default(),
-                    startup_probe: None,
-                    liveness_probe: None,
-                    readiness_probe: None,
-                    mounts: Vec::new(),
-                    depends_on: Vec::new(),
-                },
-                port: Port::default(),
-                sidecars: Vec::new(),
-                ingress_position: 0,
-                volumes: Vec::new(),
-                concurrency: Concurrency::default_for(1000),
-                timeout: RequestTimeout::default(),
-                service_account: None,
-                scaling: model::Scaling::default(),
-                cpu_allocation: None,
-                sandbox: None,
-                startup_cpu_boost: None,
-                session_affinity: None,
-                kpa: None,
-            },
-            scaling: model::ServiceScaling::default(),
-            traffic: Traffic::latest(),
-            policy: Policy::default(),
-            routed: Routed::default(),
-        }
-    }
-
-    pub(crate) fn revision(service: &Service, template_generation: u64) -> Revision {
-        Revision {
-            key: RevisionKey {
-                service: service.key.clone(),
-                name: RevisionName::numbered(&service.key.name, template_generation, ['a', 'b', 'c']),
-            },
-            uid: String::new(),
-            service_uid: service.uid.clone(),
-            template_generation,
-            created: Timestamp::from_micros(2),
-            creator: service.creator.clone(),
-            template: service.template.clone(),
-            sidecar_digests: Vec::new(),
-            state: RevisionState::Resolving,
-            since: Timestamp::from_micros(2),
-        }
-    }
-
-    pub(crate) fn ready(revision: Revision) -> Revision {
-        Revision {
-            state: RevisionState::Ready { digest: "d".to_owned() },
-            ..revision
-        }
-    }
-
-    pub(crate) fn routed(service: Service, revision: &Revision) -> Service {
-        let target = RoutedTarget {
-            revision: revision.key.name.clone(),
-            latest: true,
-            percent: Some(model::Percent::ALL),
-            tag: None,
-        };
-        let routed = Routed {
-            generation: service.generation,
-            since: Timestamp::from_micros(3),
-            targets: vec![target],
-        };
-        Service { routed, ..service }
-    }
-
-    pub(crate) fn snapshot(services: &[Service], revisions: &[Revision]) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        for service in services {
-            snapshot.services.insert(service.key.clone(), Arc::new(service.clone()));
-        }
-        for revision in revisions {
-            snapshot
-                .revisions
-                .insert(revision.key.clone(), Arc::new(revision.clone()));
-        }
-        snapshot
-    }
 }

@@ -38,6 +38,7 @@ mod output;
 mod phases;
 mod probe;
 mod process;
+mod room;
 mod rootfs;
 mod sandbox;
 mod seccomp;
@@ -440,9 +441,14 @@ impl Engine {
             alive.map(|entry| u64::from(entry.spec.cpu_millis())).sum()
         };
         let all = u64::try_from(cpus()).unwrap_or(u64::MAX).saturating_mul(1000);
+        let (memory_total_bytes, memory_bytes) = room::memory().unwrap_or_default();
         Room {
-            memory_bytes: doctor::memory_available().unwrap_or(0),
+            memory_bytes,
+            memory_total_bytes,
             cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
+            cpus: u32::try_from(cpus()).unwrap_or(u32::MAX),
+            cpu_stalled: room::cpu_stalled(),
+            memory_stalled: room::memory_stalled(),
         }
     }
 

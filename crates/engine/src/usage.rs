@@ -14,14 +14,18 @@ use crate::{
 const STEP: u64 = 32 << 20;
 
 impl Engine {
-    /// What each instance with a process takes. One pass over all, some microseconds for each.
-    pub async fn usage(&self) -> HashMap<InstanceId, Usage> {
+    /// What each of these instances takes, as far as it has a process. Some microseconds for each.
+    pub async fn usage(&self, of: Vec<InstanceId>) -> HashMap<InstanceId, Usage> {
         let inner = Arc::clone(&self.inner);
         let read = tokio::task::spawn_blocking(move || {
             let entries: Vec<Arc<Entry>> = {
                 let entries = inner.entries.read().expect("no panic while held");
                 let there = |entry: &&Arc<Entry>| entry.running.get().is_some() && entry.over.get().is_none();
-                entries.values().filter(there).cloned().collect()
+                of.iter()
+                    .filter_map(|id| entries.get(id))
+                    .filter(there)
+                    .cloned()
+                    .collect()
             };
             // One that ends meanwhile is left out.
             let usage = |entry: Arc<Entry>| Some((entry.spec.id.clone(), entry.groups.usage().ok()?));

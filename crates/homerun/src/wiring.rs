@@ -136,16 +136,41 @@ impl Homerun {
             },
             default_sandbox: config.default_execution_environment,
         };
-        let surface = Arc::new(api::Surface {
+        let control = control::Control::new(control::Links {
             store: store.clone(),
+            engine: engine.clone(),
             images: images.clone(),
-            keys,
             site: site.clone(),
+            idle_retention: config.idle_retention,
+            demand: {
+                let ingress = ingress.clone();
+                Box::new(move |of| match of {
+                    None => ingress.demand(),
+                    Some(revisions) => ingress.demand_of(revisions),
+                })
+            },
+            wake,
+            rung: {
+                let ingress = ingress.clone();
+                Box::new(move || ingress.take_rung())
+            },
+            routes,
+            endpoints,
+            now: crate::now,
+            chance: crate::chance,
+        });
+        let decisions = control.decisions();
+        let surface = Arc::new(api::Surface {
+            store,
+            images,
+            keys,
+            site,
             now: crate::now,
             journal: {
                 let journal = journal.clone();
                 Box::new(move |entry| journal.write(&entry))
             },
+            decisions: Box::new(move |service| decisions.of_service(service)),
             about: api::About {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 data_dir: data_dir.clone(),
@@ -173,22 +198,6 @@ impl Homerun {
         ));
 
         let (stop_control, control_stopped) = oneshot::channel();
-        let control = control::Control::new(control::Links {
-            store,
-            engine: engine.clone(),
-            images,
-            site,
-            idle_retention: config.idle_retention,
-            demand: {
-                let ingress = ingress.clone();
-                Box::new(move || ingress.demand())
-            },
-            wake,
-            routes,
-            endpoints,
-            now: crate::now,
-            chance: crate::chance,
-        });
         let control = tokio::spawn(control.run(async move { drop(control_stopped.await) }));
         let followers = vec![
             tokio::spawn(async move { ingress.follow().await }),

@@ -8,7 +8,7 @@
 //! request that came after it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +18,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use capacity::{
-    Demand, Endpoints, RevisionEndpoints,
+    Demand, Endpoints, Full, RevisionDemand, RevisionEndpoints,
     autoscaler::Tick,
     pool::{Admitted, Arrival, Left, Pool, Slot, Ticket},
 };
@@ -43,6 +43,8 @@ pub(crate) struct Gates {
     applied: AtomicU64,
     instances: Arc<Instances>,
     wake: Box<dyn Fn() + Send + Sync>,
+    /// The revisions for which the bell was rung. Locked by requests that have to wait, never by others.
+    rung: Mutex<BTreeSet<RevisionKey>>,
     epoch: Instant,
 }
 
@@ -56,6 +58,8 @@ struct State {
     waiters: HashMap<Ticket, oneshot::Sender<Verdict>>,
     last_ticket: u64,
     patience: Duration,
+    /// Why no further instance is started.
+    full: Option<Full>,
     /// It was taken out of the map: whoever still finds it looks again.
     retired: bool,
 }
@@ -78,6 +82,7 @@ impl Gates {
             current: Mutex::new(endpoints),
             instances,
             wake,
+            rung: Mutex::default(),
             epoch: Instant::now(),
         }
     }
@@ -101,7 +106,7 @@ impl Gates {
                 // Being taken out of its map: once that is done a new one is made.
                 Step::Retired => drop(self.current.lock().expect("nobody panics in here")),
                 Step::Waiting(waiting) => {
-                    (self.wake)();
+                    self.ring(&target.revision);
                     return waiting.settle(target).await;
                 }
             }
@@ -116,10 +121,12 @@ impl Gates {
             let mut retired = Vec::new();
             for (revision, gate) in shard.load().iter() {
                 let now = endpoints.revisions.get(revision);
-                if now.is_some() && now == before.revisions.get(revision) {
+                if let (Some(now), Some(before)) = (now, before.revisions.get(revision))
+                    && (Arc::ptr_eq(now, before) || now == before)
+                {
                     continue;
                 }
-                if gate.sync(now) {
+                if gate.sync(now.map(AsRef::as_ref)) {
                     retired.push(revision.clone());
                 }
             }
@@ -138,13 +145,41 @@ impl Gates {
         let mut revisions = HashMap::new();
         for shard in &self.shards {
             for (revision, gate) in shard.load().iter() {
-                let demand = gate.lock().pool.demand();
-                if demand.queued > 0 || !demand.instances.is_empty() {
+                if let Some(demand) = gate.demand() {
                     revisions.insert(revision.clone(), demand);
                 }
             }
         }
         Demand { applied, revisions }
+    }
+
+    /// The same of some revisions only.
+    pub(crate) fn demand_of(&self, wanted: &[RevisionKey]) -> Demand {
+        let applied = self.applied.load(Ordering::Acquire);
+        let demand = |revision: &RevisionKey| {
+            let gate = self.shard(revision).load().get(revision).cloned()?;
+            Some((revision.clone(), gate.demand()?))
+        };
+        Demand {
+            applied,
+            revisions: wanted.iter().filter_map(demand).collect(),
+        }
+    }
+
+    fn ring(&self, revision: &RevisionKey) {
+        let new = {
+            let mut rung = self.rung.lock().expect("nobody panics in here");
+            !rung.contains(revision) && rung.insert(revision.clone())
+        };
+        // Who is in the set already is looked at after this request was queued.
+        if new {
+            (self.wake)();
+        }
+    }
+
+    /// The revisions for which the bell was rung since this was last asked.
+    pub(crate) fn take_rung(&self) -> BTreeSet<RevisionKey> {
+        std::mem::take(&mut self.rung.lock().expect("nobody panics in here"))
     }
 
     fn find_or_make(&self, target: &RouteTarget) -> Arc<Gate> {
@@ -162,10 +197,11 @@ impl Gates {
         let gate = Arc::new(Gate {
             instances: self.instances.clone(),
             state: Mutex::new(State {
-                pool: Pool::new(target.concurrency, known.unwrap_or(&unknown)),
+                pool: Pool::new(target.concurrency, known.map_or(&unknown, AsRef::as_ref)),
                 waiters: HashMap::new(),
                 last_ticket: 0,
                 patience: known.map_or(LEAST_PATIENCE, |endpoints| endpoints.patience),
+                full: known.and_then(|endpoints| endpoints.full.clone()),
                 retired: false,
             }),
         });
@@ -186,6 +222,12 @@ impl Gates {
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nobody panics in here")
+    }
+
+    /// None: it has neither requests nor instances.
+    fn demand(&self) -> Option<RevisionDemand> {
+        let demand = self.lock().pool.demand();
+        (demand.queued > 0 || !demand.instances.is_empty()).then_some(demand)
     }
 
     fn arrive(self: &Arc<Self>, deadline: Instant, epoch: Instant, preferred: Option<&InstanceId>) -> Step {
@@ -218,6 +260,7 @@ impl Gate {
         let unknown = RevisionEndpoints::default();
         let mut state = self.lock();
         state.patience = endpoints.map_or(LEAST_PATIENCE, |endpoints| endpoints.patience);
+        state.full = endpoints.and_then(|endpoints| endpoints.full.clone());
         let changes = state.pool.sync(endpoints.unwrap_or(&unknown));
         for (ticket, admitted) in changes.admitted {
             let slot = self.told(admitted);
@@ -310,7 +353,12 @@ impl Waiting {
             Ok(verdict) => verdict.expect("a waiter is answered or withdrawn"),
             Err(_) => match self.withdraw() {
                 Some(verdict) => verdict,
-                None if bored < self.deadline => return Err(Refusal::NoInstance(self.patience)),
+                None if bored < self.deadline => {
+                    return Err(Refusal::NoInstance {
+                        patience: self.patience,
+                        full: self.gate.lock().full.clone(),
+                    });
+                }
                 None => return Err(Refusal::Deadline(target.timeout.duration())),
             },
         };

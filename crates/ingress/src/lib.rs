@@ -26,14 +26,14 @@ mod trace;
 mod upgrade;
 mod upstream;
 
-use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
+use std::{collections::BTreeSet, fmt, io, os::fd::OwnedFd, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use capacity::{Demand, Endpoints};
 use http::HeaderValue;
 use http_body_util::combinators::UnsyncBoxBody;
-use model::{Activity, Fate, InstanceId, RequestRecord, Route, RouteTable, Timestamp};
+use model::{Activity, Fate, InstanceId, RequestRecord, RevisionKey, Route, RouteTable, Timestamp};
 use tokio::sync::watch;
 
 pub use arrival::Arrival;
@@ -142,6 +142,16 @@ impl Ingress {
     /// Who is in flight and who waits, at this moment, of every revision that has requests or instances.
     pub fn demand(&self) -> Demand {
         self.gates.demand()
+    }
+
+    /// The same of some revisions only.
+    pub fn demand_of(&self, revisions: &[RevisionKey]) -> Demand {
+        self.gates.demand_of(revisions)
+    }
+
+    /// The revisions at which a request had to wait since this was last asked.
+    pub fn take_rung(&self) -> BTreeSet<RevisionKey> {
+        self.gates.take_rung()
     }
 
     fn find(&self, host: &HeaderValue) -> Result<Arc<Route>, Refusal> {

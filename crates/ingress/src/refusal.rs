@@ -6,8 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use capacity::Full;
 use http::{HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full as Whole};
 use model::{InstanceId, RevisionKey, ServiceKey};
 
 use crate::{Body, upstream};
@@ -41,8 +42,8 @@ pub(crate) enum Refusal {
     ResponseTooLarge(u64),
     #[error("the queue of revision {} is full", .0.name)]
     QueueFull(RevisionKey),
-    #[error("no instance had a free slot within {} ms", .0.as_millis())]
-    NoInstance(Duration),
+    #[error("no instance had a free slot within {} ms{}", .patience.as_millis(), because(.full.as_ref()))]
+    NoInstance { patience: Duration, full: Option<Full> },
     #[error("no instance could be started: {}", .0.as_deref().unwrap_or("no reason was given"))]
     StartFailed(Option<Arc<str>>),
     #[error("the request timeout of {} s was reached", .0.as_secs())]
@@ -71,7 +72,7 @@ impl Refusal {
             Self::BadToken(_) => StatusCode::UNAUTHORIZED,
             Self::NoToken | Self::NotInvoker(_) => StatusCode::FORBIDDEN,
             Self::RequestTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::QueueFull(_) | Self::NoInstance(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull(_) | Self::NoInstance { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::StartFailed(_) | Self::OutOfMemory { .. } | Self::ResponseTooLarge(_) => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -85,6 +86,8 @@ impl Refusal {
     /// What the client reads.
     pub(crate) fn wording(&self) -> &'static str {
         const NO_INSTANCE: &str = "The request was aborted because there was no available instance.";
+        // Google's machines are never full.
+        const NO_ROOM: &str = "The request was aborted because there was no available instance. This machine has no room for another one.";
         const NO_ANSWER: &str = "The request failed because either the HTTP response was malformed or connection to the instance had an error.";
         match self {
             Self::Malformed(why) => why,
@@ -108,7 +111,11 @@ impl Refusal {
             Self::ResponseTooLarge(_) => {
                 "Response size was too large. Please consider reducing response size: the limit is 32 MiB for HTTP/1 responses that are not chunked."
             }
-            Self::QueueFull(_) | Self::NoInstance(_) | Self::StartFailed(_) => NO_INSTANCE,
+            Self::NoInstance {
+                full: Some(Full::NoRoom(_)),
+                ..
+            } => NO_ROOM,
+            Self::QueueFull(_) | Self::NoInstance { .. } | Self::StartFailed(_) => NO_INSTANCE,
             Self::Deadline(_) => "upstream request timeout",
             Self::OutOfMemory { .. } | Self::Upstream { .. } => NO_ANSWER,
             Self::ClientGone => "",
@@ -116,10 +123,14 @@ impl Refusal {
     }
 }
 
+fn because(full: Option<&Full>) -> String {
+    full.map(|full| format!(": {full}")).unwrap_or_default()
+}
+
 impl From<&Refusal> for Response<Body> {
     fn from(refusal: &Refusal) -> Self {
         let text = Bytes::from_static(refusal.wording().as_bytes());
-        let body = Full::new(text).map_err(|never| match never {});
+        let body = Whole::new(text).map_err(|never| match never {});
         let mut response = Response::new(body.boxed_unsync());
         *response.status_mut() = refusal.status();
         let headers = response.headers_mut();

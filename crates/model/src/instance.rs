@@ -360,8 +360,17 @@ pub struct Usage {
 /// What the machine has left for further instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
+    /// Memory that the kernel could give now.
     pub memory_bytes: u64,
+    /// All the memory there is.
+    pub memory_total_bytes: u64,
+    /// CPU that no instance was promised, thousandths.
     pub cpu_millis: u32,
+    pub cpus: u32,
+    /// For how much of the last ten seconds something waited for a CPU, percent. 0 where the kernel does not say.
+    pub cpu_stalled: u8,
+    /// For how much of the last ten seconds everything stood still for memory, percent. 0 where the kernel does not say.
+    pub memory_stalled: u8,
 }
 
 #[cfg(test)]

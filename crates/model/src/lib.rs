@@ -10,6 +10,7 @@
 
 mod condition;
 mod container;
+mod decision;
 mod dependency;
 mod health;
 mod iam;
@@ -30,6 +31,7 @@ mod volume;
 
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
 pub use container::{Container, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
+pub use decision::{DecisionKind, ScalingDecision};
 pub use health::{ProbeKind, Probed};
 pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
 pub use instance::{

@@ -49,7 +49,7 @@ pub struct RevisionTemplate {
 }
 
 /// What annotations of `autoscaling.knative.dev/` other than the bounds ask for; None is Knative's default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kpa {
     pub metric: KpaMetric,
     /// Per instance, in hundredths of a request (concurrency) or of a request a second (rps).

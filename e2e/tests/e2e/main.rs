@@ -4,6 +4,7 @@
 //! Google's half gcloud.
 
 mod bad_input;
+mod bounds;
 mod durability;
 mod faults;
 mod generations;

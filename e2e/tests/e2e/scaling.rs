@@ -64,6 +64,23 @@ fn at_the_maximum_requests_queue_then_429() {
     assert_eq!(status, "429", "{said}");
     assert!((9.0..12.5).contains(&took), "{said}");
     assert!(said.contains("no available instance"), "{said}");
+    assert!(!said.contains("no room"), "it is the maximum, not the machine: {said}");
+
+    let why = user.ok("gcloud run services why-scaled one $REGION");
+    let heading = why.lines().next().unwrap_or_default();
+    for word in ["TIME", "REVISION", "WHAT", "RULE", "WHY", "INPUTS"] {
+        assert!(heading.contains(word), "{why}");
+    }
+    assert!(why.contains("ceiling") && why.contains("max=1"), "{why}");
+    let rules = user.ok("gcloud run services why-scaled one $REGION --format='value(stands,instances,rule)'");
+    assert!(rules.lines().any(|line| line.starts_with("True\t1\t")), "{rules}");
+    assert!(rules.lines().any(|line| line.starts_with("False\t")), "{rules}");
+    let told = user.ok("gcloud run services why-scaled one $REGION --format=json --limit=1");
+    assert!(
+        told.contains("\"concurrency\": 1") && told.contains("\"meanRequestsMilli\""),
+        "{told}"
+    );
+    user.refused("gcloud run services why-scaled none $REGION");
     user.leaves();
 }
 

@@ -3,7 +3,7 @@
 pub(crate) mod call;
 mod iam;
 mod revisions;
-mod services;
+pub(crate) mod services;
 pub(crate) mod v1;
 
 use http::{Response, StatusCode};

@@ -65,6 +65,7 @@ impl Setting {
             },
             now,
             journal: Box::new(move |entry| sink.lock().expect("no panic before").push(entry)),
+            decisions: Box::new(|key| vec![decision(key)]),
             about: About {
                 version: "0.1.0".to_owned(),
                 data_dir: "/var/lib/homerun".into(),
@@ -281,4 +282,19 @@ pub(crate) fn golden(name: &str, value: &Value, service: &Value) {
     insta::with_settings!({ snapshot_path => "../golden", prepend_module_to_snapshot => false, omit_expression => true }, {
         insta::assert_snapshot!(name, text);
     });
+}
+
+/// What control would tell of a service, the same of each.
+fn decision(service: &model::ServiceKey) -> model::ScalingDecision {
+    model::ScalingDecision {
+        at: model::Timestamp::from_micros(1_700_000_000_000_000),
+        revision: model::RevisionName::parse(&format!("{}-00001-abc", service.name)).expect("a name"),
+        stands: true,
+        kind: model::DecisionKind::Scale,
+        instances: 2,
+        alive: 1,
+        rule: "demand",
+        text: "requests".to_owned(),
+        inputs: vec![("queued", 81)],
+    }
 }

@@ -242,6 +242,40 @@ async fn the_api_port_itself() {
 }
 
 #[tokio::test]
+async fn decisions_are_told_to_the_owner() {
+    let setting = Setting::new().await;
+    let path =
+        |service: &str| format!("/homerun/v1/projects/my-project/locations/us-central1/services/{service}/decisions");
+    let (status, _) = plain(&setting, "127.0.0.1", Request::get(path("a")), "").await;
+    assert_eq!(status, 401, "not without a token");
+    let get = async |path: String| {
+        let request = Request::get(path).header("authorization", format!("Bearer {}", setting.token));
+        plain(&setting, "127.0.0.1", request, "").await
+    };
+    let (status, refused) = get(path("a")).await;
+    assert_eq!(status, 404, "{refused}");
+    assert_eq!(get(path("a").replace("my-project", "other")).await.0, 403);
+    assert_eq!(get(format!("{}?x=1", path("a"))).await.0, 400);
+    setting.create(&deploy("a")).await;
+    let (status, told) = get(path("a")).await;
+    assert_eq!(status, 200, "{told}");
+    assert_eq!(
+        told,
+        json!({"decisions": [{
+            "time": "2023-11-14T22:13:20Z",
+            "revision": "a-00001-abc",
+            "stands": true,
+            "kind": "scale",
+            "instances": 2,
+            "alive": 1,
+            "rule": "demand",
+            "text": "requests",
+            "inputs": {"queued": 81},
+        }]})
+    );
+}
+
+#[tokio::test]
 async fn services_that_are_served_are_enabled() {
     let setting = Setting::new().await;
     let host = "serviceusage.googleapis.com";

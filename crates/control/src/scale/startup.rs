@@ -1,9 +1,13 @@
-//! What the starts of a revision teach: how long they take, and when to hold off after failures.
+//! What the starts of a revision teach: how long they take, when to hold off after failures, and how many came at once.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use capacity::autoscaler::Tick;
-use model::{ExitCause, Instance, InstanceId, InstanceState};
+use model::{ExitCause, Instance, InstanceId, InstanceState, Timestamp};
 
 /// The newest start-up weighs so much in the (exponential) mean.
 const NEWEST_WEIGHT: f64 = 0.3;
@@ -13,39 +17,104 @@ const PATIENCE_FACTOR: f64 = 3.5;
 /// After a failed start the next one waits, twice as long each time.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
+/// An instance that ends by itself after less than this counts as one that failed, from the second in a row on.
+const LIVED: Duration = Duration::from_mins(1);
+/// Starts within so long are one burst, remembered for so long.
+const BURST: Duration = Duration::from_secs(10);
+const BURST_MEMORY: Duration = Duration::from_mins(10);
 
 /// The outcomes of one revision's starts.
 #[derive(Debug, Default)]
 pub(super) struct Startups {
     mean_seconds: Option<f64>,
-    /// Instances whose start has been counted.
-    counted: BTreeSet<InstanceId>,
+    /// Instances whose start has been counted, and since when they were ready.
+    counted: BTreeMap<InstanceId, Timestamp>,
+    /// Instances whose end has been counted.
+    ended: BTreeSet<InstanceId>,
+    /// When parked instances were let go: their start began then.
+    released: BTreeMap<InstanceId, Timestamp>,
     failed: u64,
     failed_in_a_row: u32,
+    /// Instances that ended soon after they were ready, one after the other.
+    crashed_in_a_row: u32,
     retry_at: Tick,
     last_failure: Option<Arc<str>>,
+    /// When starts were begun, and how many, oldest first.
+    begun: VecDeque<(Tick, u32)>,
 }
 
 impl Startups {
     /// Counts each start's outcome once. `own` are the revision's instances, `port` is where they are to listen.
-    pub(super) fn learn(&mut self, own: &[(&InstanceId, &Instance)], port: u16, now: Tick) {
-        self.counted.retain(|id| own.iter().any(|(own, _)| *own == id));
+    pub(super) fn learn(&mut self, own: &BTreeMap<InstanceId, Instance>, port: u16, at: Timestamp, now: Tick) {
+        self.counted.retain(|id, _| own.contains_key(id));
+        self.ended.retain(|id| own.contains_key(id));
+        self.released.retain(|id, _| own.contains_key(id));
         for (id, instance) in own {
             match &instance.state {
-                InstanceState::Parked | InstanceState::Starting | InstanceState::Unready | InstanceState::Stopping => {}
-                InstanceState::Ready => {
-                    if self.counted.insert((*id).clone()) {
-                        self.succeeded(instance.since.since(instance.created));
+                InstanceState::Parked | InstanceState::Starting | InstanceState::Stopping => {}
+                InstanceState::Ready | InstanceState::Unready => {
+                    if !self.counted.contains_key(id) {
+                        self.counted.insert(id.clone(), instance.since);
+                        let began = self.released.get(id).copied().unwrap_or(instance.created);
+                        self.succeeded(instance.since.since(began));
+                    }
+                    if self.crashed_in_a_row > 0 && at.since(self.counted[id]) >= LIVED {
+                        self.crashed_in_a_row = 0;
                     }
                 }
                 InstanceState::Stopped(exit) => {
-                    let failed = !exit.was_ready && exit.cause != ExitCause::Stopped;
-                    if failed && self.counted.insert((*id).clone()) {
-                        self.failed(exit.failure(port).1.into(), now);
+                    if exit.cause == ExitCause::Stopped || !self.ended.insert(id.clone()) {
+                        continue;
+                    }
+                    let why = || -> Arc<str> { exit.failure(port).1.into() };
+                    if exit.was_ready {
+                        let ready = self.counted.get(id).or_else(|| self.released.get(id));
+                        let lived = instance.since.since(ready.copied().unwrap_or(instance.created));
+                        self.crashed(lived, why, now);
+                    } else {
+                        self.failed(why(), now);
                     }
                 }
             }
         }
+    }
+
+    /// A start is begun. Of one that was parked, which and when.
+    pub(super) fn begin(&mut self, released: Option<(InstanceId, Timestamp)>, now: Tick) {
+        self.released.extend(released);
+        match self.begun.back_mut() {
+            Some((at, count)) if *at == now => *count += 1,
+            Some(_) | None => self.begun.push_back((now, 1)),
+        }
+        self.drop_old(now);
+    }
+
+    fn drop_old(&mut self, now: Tick) {
+        while let Some((at, _)) = self.begun.front()
+            && now.since(*at) >= BURST_MEMORY
+        {
+            self.begun.pop_front();
+        }
+    }
+
+    /// Most starts within ten seconds, in the last ten minutes.
+    pub(super) fn burst(&mut self, now: Tick) -> u32 {
+        self.drop_old(now);
+        let (mut most, mut sum, mut first) = (0, 0, 0);
+        for (at, count) in &self.begun {
+            sum += count;
+            while at.since(self.begun[first].0) >= BURST {
+                sum -= self.begun[first].1;
+                first += 1;
+            }
+            most = most.max(sum);
+        }
+        most
+    }
+
+    /// How long ago the last start was begun.
+    pub(super) fn last_begun(&self, now: Tick) -> Option<Duration> {
+        self.begun.back().map(|(at, _)| now.since(*at))
     }
 
     fn succeeded(&mut self, took: Duration) {
@@ -58,13 +127,31 @@ impl Startups {
     }
 
     fn failed(&mut self, why: Arc<str>, now: Tick) {
-        let backoff = FIRST_BACKOFF
-            .saturating_mul(1 << self.failed_in_a_row.min(6))
-            .min(LONGEST_BACKOFF);
         self.failed += 1;
+        self.hold_off(self.failed_in_a_row, now);
         self.failed_in_a_row += 1;
-        self.retry_at = Tick(now.0 + u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX));
         self.last_failure = Some(why);
+    }
+
+    /// One that was ready ended by itself, `lived` after it was made. The first is replaced at once.
+    fn crashed(&mut self, lived: Duration, why: impl Fn() -> Arc<str>, now: Tick) {
+        if lived >= LIVED {
+            self.crashed_in_a_row = 0;
+            return;
+        }
+        self.crashed_in_a_row += 1;
+        if self.crashed_in_a_row > 1 {
+            self.hold_off(self.crashed_in_a_row - 2, now);
+            self.last_failure = Some(why());
+        }
+    }
+
+    fn hold_off(&mut self, times_before: u32, now: Tick) {
+        let backoff = FIRST_BACKOFF
+            .saturating_mul(1 << times_before.min(6))
+            .min(LONGEST_BACKOFF);
+        let until = Tick(now.0 + u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX));
+        self.retry_at = self.retry_at.max(until);
     }
 
     /// How many of `wanted` may be started now, `starting` being under way: after failures one at a time, and none
@@ -79,9 +166,9 @@ impl Startups {
         }
     }
 
-    /// The last start failed.
+    /// The last starts failed, or the last instances ended soon after they were ready.
     pub(super) fn is_failing(&self) -> bool {
-        self.failed_in_a_row > 0
+        self.failed_in_a_row > 0 || self.crashed_in_a_row > 1
     }
 
     /// How many starts have failed so far.
@@ -125,6 +212,7 @@ mod tests {
         let mut startups = Startups::default();
         let mut waits = Vec::new();
         for _ in 0..8 {
+            startups.retry_at = Tick(0);
             startups.failed("boom".into(), Tick(0));
             waits.push(startups.retry_at.0);
         }
@@ -135,5 +223,38 @@ mod tests {
         startups.succeeded(Duration::from_secs(1));
         assert_eq!(startups.allow(5, 0, Tick(60_000)), 5);
         assert_eq!(startups.failures(), 8);
+    }
+
+    #[test]
+    fn one_crash_is_replaced_at_once_and_a_storm_is_damped() {
+        let mut startups = Startups::default();
+        let seconds = Duration::from_secs;
+        let mut now = 0;
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            startups.succeeded(seconds(1));
+            startups.crashed(seconds(5), || "exit code 1".into(), Tick(now));
+            waits.push(startups.retry_at.0.saturating_sub(now));
+            now = now.max(startups.retry_at.0) + 1;
+        }
+        assert_eq!(waits, [0, 1_000, 2_000, 4_000, 8_000]);
+        assert!(startups.is_failing());
+        assert_eq!(startups.failures(), 0, "its starts did not fail");
+        startups.crashed(seconds(61), || "exit code 1".into(), Tick(now));
+        assert!(!startups.is_failing(), "that one lived for a minute");
+    }
+
+    #[test]
+    fn a_burst_is_what_began_within_ten_seconds() {
+        let mut startups = Startups::default();
+        for (at, count) in [(0, 3), (5_000, 2), (14_000, 4), (300_000, 1)] {
+            for _ in 0..count {
+                startups.begin(None, Tick(at));
+            }
+        }
+        assert_eq!(startups.burst(Tick(300_000)), 6);
+        assert_eq!(startups.last_begun(Tick(301_000)), Some(Duration::from_secs(1)));
+        assert_eq!(startups.burst(Tick(600_000)), 6);
+        assert_eq!(startups.burst(Tick(614_001)), 1, "older than ten minutes");
     }
 }

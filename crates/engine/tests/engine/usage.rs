@@ -11,10 +11,11 @@ async fn usage_is_what_the_instance_does() {
     let mut lab = Lab::open().await;
     let busy = lab.ready(lab.spec(&[])).await;
     let still = lab.ready(lab.spec(&[])).await;
-    let before = lab.engine.usage().await;
+    let both = || vec![busy.clone(), still.clone()];
+    let before = lab.engine.usage(both()).await;
     assert_eq!(lab.text(&busy, "/fill/20/some-file").await, "ok");
     let spun: u64 = lab.text(&busy, "/spin/300").await.parse().expect("milliseconds");
-    let after = lab.engine.usage().await;
+    let after = lab.engine.usage(both()).await;
     let grown = |id| {
         let (before, after) = (before[id], after[id]);
         let memory = after.memory_bytes.saturating_sub(before.memory_bytes);
@@ -31,7 +32,7 @@ async fn usage_is_what_the_instance_does() {
 
     lab.engine.stop(&busy, Duration::ZERO).await.expect("known");
     lab.exit(&busy).await;
-    assert_eq!(lab.engine.usage().await.keys().collect::<Vec<_>>(), [&still]);
+    assert_eq!(lab.engine.usage(both()).await.keys().collect::<Vec<_>>(), [&still]);
     lab.close().await;
 }
 
@@ -51,7 +52,7 @@ async fn a_reclaimed_instance_is_smaller_and_serves_on() {
         }
     }
     let id = lab.ready(lab.spec(&[])).await;
-    let memory = async |lab: &Lab| lab.engine.usage().await[&id].memory_bytes;
+    let memory = async |lab: &Lab| lab.engine.usage(vec![id.clone()]).await[&id].memory_bytes;
     lab.engine.activity(&id, Activity::Busy);
     assert_eq!(lab.text(&id, "/write/kept").await, "ok");
     let before = memory(&lab).await;

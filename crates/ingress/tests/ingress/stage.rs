@@ -291,7 +291,7 @@ impl Stage {
         let version = self.endpoints.borrow().version + 1;
         let revisions = revisions
             .iter()
-            .map(|(name, endpoints)| (revision_key(name), endpoints.clone()))
+            .map(|(name, endpoints)| (revision_key(name), Arc::new(endpoints.clone())))
             .collect();
         self.endpoints.send_replace(Arc::new(Endpoints { version, revisions }));
         self.until("endpoints to be applied", || self.ingress.demand().applied == version)

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use capacity::RevisionEndpoints;
+use capacity::{Full, RevisionEndpoints};
 use model::{Activity, Protocol};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 
@@ -190,6 +190,51 @@ async fn a_full_queue_is_429_at_once() {
     assert_eq!((answer.status, answer.text.as_str()), (429, NO_INSTANCE));
     drop((waiting, clients));
     stage.queued(0).await;
+}
+
+#[tokio::test]
+async fn a_machine_without_room_says_so_and_the_maximum_does_not() {
+    let no_room = format!("{NO_INSTANCE} This machine has no room for another one.");
+    for (full, said, recorded) in [
+        (
+            Full::NoRoom("memory is scarce".into()),
+            no_room.as_str(),
+            "memory is scarce",
+        ),
+        (Full::Maximum(3), NO_INSTANCE, "the maximum of 3 instances"),
+        (Full::Failing("exit code 3".into()), NO_INSTANCE, "exit code 3"),
+    ] {
+        let stage = Stage::set();
+        stage.route(&[(R1, 100, None)], &Settings::default()).await;
+        let endpoints = RevisionEndpoints {
+            full: Some(full),
+            ..none(Duration::from_millis(50))
+        };
+        stage.publish(&[(R1, endpoints)]).await;
+        let answer = stage.get(Via::Http1, "/").await;
+        assert_eq!((answer.status, answer.text.as_str()), (429, said));
+        let record = &stage.records(1).await[0];
+        assert!(format!("{record:?}").contains(recorded), "{record:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_bell_knows_for_whom_it_rang() {
+    let stage = Arc::new(Stage::set());
+    stage.route(&[(R1, 100, None)], &Settings::default()).await;
+    let mut asked = JoinSet::new();
+    for _ in 0..3 {
+        let stage = stage.clone();
+        asked.spawn(async move { stage.get(Via::Http1, "/").await });
+    }
+    stage.queued(3).await;
+    let key = revision_key(R1);
+    assert_eq!(stage.ingress.take_rung().into_iter().collect::<Vec<_>>(), [key.clone()]);
+    assert!(stage.ingress.take_rung().is_empty(), "told once");
+    let demand = stage.ingress.demand_of(&[key.clone(), revision_key("hello-00002-bbb")]);
+    assert_eq!(demand.revisions.len(), 1);
+    assert_eq!(demand.revisions[&key].queued, 3);
+    asked.shutdown().await;
 }
 
 #[tokio::test]
