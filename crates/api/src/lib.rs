@@ -23,4 +23,4 @@ mod service_usage;
 mod surface;
 
 pub use reply::{Body, BoxError};
-pub use surface::{About, Surface, answer};
+pub use surface::{About, Decisions, Surface, answer};

@@ -19,6 +19,9 @@ use crate::{
     run, service_usage,
 };
 
+/// What was decided on the instances of a service lately, newest first. Must not block.
+pub type Decisions = Box<dyn Fn(&ServiceKey) -> Vec<ScalingDecision> + Send + Sync>;
+
 /// All that the APIs stand on. Made once, shared by every request.
 pub struct Surface {
     pub store: Store,
@@ -30,7 +33,7 @@ pub struct Surface {
     /// Takes the audit entry of each write. Must not block.
     pub journal: Box<dyn Fn(Entry) + Send + Sync>,
     /// What was decided on the instances of a service lately, newest first.
-    pub decisions: Box<dyn Fn(&ServiceKey) -> Vec<ScalingDecision> + Send + Sync>,
+    pub decisions: Decisions,
     pub about: About,
 }
 

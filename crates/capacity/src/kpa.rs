@@ -31,9 +31,9 @@ const STABLE_WINDOW_SECONDS: u32 = 60;
 /// `panic-window-percentage`, hundredths of a percent.
 const PANIC_WINDOW_CENTI: u32 = 10_00;
 /// `panic-threshold-percentage`, hundredths of a percent.
-const PANIC_THRESHOLD_CENTI: u32 = 200_00;
+const PANIC_THRESHOLD_CENTI: u32 = 20_000;
 /// `requests-per-second-target-default`, hundredths.
-const RPS_TARGET_CENTI: u32 = 200_00;
+const RPS_TARGET_CENTI: u32 = 20_000;
 /// `container-concurrency-target-percentage`.
 const UTILIZATION: u8 = 70;
 /// `target-burst-capacity`.

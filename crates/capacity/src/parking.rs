@@ -102,8 +102,8 @@ mod tests {
         Candidate {
             callable: true,
             below_max: 100,
-            called: Duration::from_secs(60),
-            started: Some(Duration::from_secs(60)),
+            called: Duration::from_mins(1),
+            started: Some(Duration::from_mins(1)),
             burst: 0,
             bursting: false,
             parked: 0,

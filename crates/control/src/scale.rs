@@ -394,9 +394,12 @@ impl Scaling {
         let (inputs, decision) = match (&template.kpa, asked.manual) {
             (Some(of), None) => {
                 let settings = kpa::Settings::of(of, template.concurrency.get(), asked.min, asked.max);
-                let kpa = revised.kpa.get_or_insert_with(|| match is_new {
-                    true => Kpa::default(),
-                    false => Kpa::resumed(observation.ready, now),
+                let kpa = revised.kpa.get_or_insert_with(|| {
+                    if is_new {
+                        Kpa::default()
+                    } else {
+                        Kpa::resumed(observation.ready, now)
+                    }
                 });
                 let (at, inputs, decision) = kpa.look(&settings, &observation, reachable, now);
                 revised.asked = inputs.stable_milli > 0;
@@ -424,9 +427,10 @@ impl Scaling {
         let alive = observation.alive();
         let most = asked.manual.unwrap_or(asked.max);
         // Before it is settled, the revision itself starts its first instance and no other is wanted.
-        let missing = match revision.state.is_ready() {
-            true => decision.instances.saturating_sub(alive),
-            false => 0,
+        let missing = if revision.state.is_ready() {
+            decision.instances.saturating_sub(alive)
+        } else {
+            0
         };
         let missing = missing.min(most.saturating_sub(alive + fleet.leaving));
         let tries = revised.startups.allow(missing, observation.starting, now);
@@ -434,14 +438,13 @@ impl Scaling {
         if settled && alive > decision.instances {
             let surplus = usize::try_from(alive - decision.instances).unwrap_or(usize::MAX);
             let over = idle.iter().filter(|of| is_over(of)).map(|(_, id)| *id);
-            let leaving: Vec<&InstanceId> = match decision.because.is_exact() {
-                false => over.take(surplus).collect(),
-                true => {
-                    let mut busy: Vec<_> = fleet.there.iter().filter(|(id, _)| !quiet.contains_key(*id)).collect();
-                    busy.sort_unstable_by_key(|(_, in_flight)| *in_flight);
-                    let idle = idle.iter().map(|(_, id)| *id);
-                    idle.chain(busy.into_iter().map(|(id, _)| *id)).take(surplus).collect()
-                }
+            let leaving: Vec<&InstanceId> = if decision.because.is_exact() {
+                let mut busy: Vec<_> = fleet.there.iter().filter(|(id, _)| !quiet.contains_key(*id)).collect();
+                busy.sort_unstable_by_key(|(_, in_flight)| *in_flight);
+                let idle = idle.iter().map(|(_, id)| *id);
+                idle.chain(busy.into_iter().map(|(id, _)| *id)).take(surplus).collect()
+            } else {
+                over.take(surplus).collect()
             };
             drained = leaving.len();
             for id in leaving {
@@ -512,7 +515,7 @@ impl Scaling {
             .iter()
             .any(|(key, now)| before.get(key).map(AsRef::as_ref) != now.as_ref());
         let shown = looked.iter().filter(|(_, now)| now.is_some()).count();
-        if !differs && !(all && shown != before.len()) {
+        if !(differs || all && shown != before.len()) {
             return;
         }
         let mut revisions = if all {

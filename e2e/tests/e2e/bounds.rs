@@ -35,11 +35,10 @@ fn replace(user: &mut User, service: &str, image: &str, own: &[&str], template: 
         if of.is_empty() {
             return String::new();
         }
-        let mut text = format!("{indent}annotations:\n");
-        for line in of {
-            text.push_str(&format!("{indent}  {line}\n"));
-        }
-        text
+        let lines = of.iter().map(|line| format!("{indent}  {line}\n"));
+        std::iter::once(format!("{indent}annotations:\n"))
+            .chain(lines)
+            .collect()
     };
     let document = format!(
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata:\n  name: {service}\n{}spec:\n  template:\n    metadata:\n      labels: {{e2e: bounds}}\n{}    spec:\n      containers:\n      - image: {image}\n        args: [{service}-$HTTP_PORT]\n",

@@ -85,15 +85,12 @@ impl Fleet {
             difference.over.push(id.clone());
         }
         let own = self.of.entry(key.clone()).or_default();
-        match is {
-            Some((id, instance)) => {
-                own.insert(id.clone(), instance.clone());
-            }
-            None => {
-                own.remove(id);
-                if own.is_empty() {
-                    self.of.remove(key);
-                }
+        if let Some((id, instance)) = is {
+            own.insert(id.clone(), instance.clone());
+        } else {
+            own.remove(id);
+            if own.is_empty() {
+                self.of.remove(key);
             }
         }
     }

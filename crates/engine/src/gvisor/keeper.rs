@@ -326,7 +326,9 @@ impl<'a> Keeper<'a> {
             if left.is_some_and(|left| left.is_zero()) {
                 return Err(match &self.stage {
                     Stage::Failing { why, .. } => why.clone(),
-                    _ => "runsc was not ready in time".to_owned(),
+                    Stage::Creating { .. } | Stage::Starting { .. } | Stage::Parked | Stage::Running => {
+                        "runsc was not ready in time".to_owned()
+                    }
                 });
             }
             let left = left.map(|left| Timespec {

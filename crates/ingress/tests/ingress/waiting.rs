@@ -229,7 +229,10 @@ async fn the_bell_knows_for_whom_it_rang() {
     }
     stage.queued(3).await;
     let key = revision_key(R1);
-    assert_eq!(stage.ingress.take_rung().into_iter().collect::<Vec<_>>(), [key.clone()]);
+    assert_eq!(
+        stage.ingress.take_rung().into_iter().collect::<Vec<_>>(),
+        std::slice::from_ref(&key)
+    );
     assert!(stage.ingress.take_rung().is_empty(), "told once");
     let demand = stage.ingress.demand_of(&[key.clone(), revision_key("hello-00002-bbb")]);
     assert_eq!(demand.revisions.len(), 1);
