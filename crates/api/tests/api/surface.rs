@@ -262,7 +262,7 @@ async fn decisions_are_told_to_the_owner() {
     assert_eq!(
         told,
         json!({"decisions": [{
-            "time": "2023-11-14T22:13:20Z",
+            "time": "2023-11-14T22:13:20.000000Z",
             "revision": "a-00001-abc",
             "stands": true,
             "kind": "scale",

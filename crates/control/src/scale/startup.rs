@@ -17,6 +17,9 @@ const PATIENCE_FACTOR: f64 = 3.5;
 /// After a failed start the next one waits, twice as long each time.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_mins(1);
+/// The same after instances that did start and ended soon: below the queue's least patience, so that a request that finds
+/// none waits and is not turned away for what others did.
+const LONGEST_CRASH_BACKOFF: Duration = Duration::from_secs(4);
 /// An instance that ends by itself after less than this counts as one that failed, from the second in a row on.
 const LIVED: Duration = Duration::from_mins(1);
 /// Starts within so long are one burst, remembered for so long.
@@ -128,7 +131,7 @@ impl Startups {
 
     fn failed(&mut self, why: Arc<str>, now: Tick) {
         self.failed += 1;
-        self.hold_off(self.failed_in_a_row, now);
+        self.hold_off(self.failed_in_a_row, LONGEST_BACKOFF, now);
         self.failed_in_a_row += 1;
         self.last_failure = Some(why);
     }
@@ -141,15 +144,13 @@ impl Startups {
         }
         self.crashed_in_a_row += 1;
         if self.crashed_in_a_row > 1 {
-            self.hold_off(self.crashed_in_a_row - 2, now);
+            self.hold_off(self.crashed_in_a_row - 2, LONGEST_CRASH_BACKOFF, now);
             self.last_failure = Some(why());
         }
     }
 
-    fn hold_off(&mut self, times_before: u32, now: Tick) {
-        let backoff = FIRST_BACKOFF
-            .saturating_mul(1 << times_before.min(6))
-            .min(LONGEST_BACKOFF);
+    fn hold_off(&mut self, times_before: u32, longest: Duration, now: Tick) {
+        let backoff = FIRST_BACKOFF.saturating_mul(1 << times_before.min(6)).min(longest);
         let until = Tick(now.0 + u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX));
         self.retry_at = self.retry_at.max(until);
     }
@@ -237,7 +238,7 @@ mod tests {
             waits.push(startups.retry_at.0.saturating_sub(now));
             now = now.max(startups.retry_at.0) + 1;
         }
-        assert_eq!(waits, [0, 1_000, 2_000, 4_000, 8_000]);
+        assert_eq!(waits, [0, 1_000, 2_000, 4_000, 4_000]);
         assert!(startups.is_failing());
         assert_eq!(startups.failures(), 0, "its starts did not fail");
         startups.crashed(seconds(61), || "exit code 1".into(), Tick(now));
