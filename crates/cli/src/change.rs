@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
+use crate::parts;
 use crate::template;
 use crate::traffic::{self, To};
 use crate::words::Settings;
@@ -81,9 +82,11 @@ pub(crate) fn apply(service: &mut Value, settings: &Settings, occasion: Occasion
     template |= template::annotations(service, settings, occasion)?;
     template |= template::requests(service, settings)?;
     template |= template::labels(service, settings)?;
+    template |= parts::of_template(service, &settings.parts)?;
     template |= settings.revision_suffix.is_some();
+    let scaled = parts::of_service(service, &settings.parts)?;
     let traffic = settings.no_traffic || settings.tag.is_some();
-    if !template && !traffic {
+    if !template && !traffic && !scaled {
         return Ok(None);
     }
     if template || settings.tag.is_some() {
@@ -273,6 +276,51 @@ mod tests {
                 "/spec/template/spec/containerConcurrency".into(),
                 Value::Null,
             ),
+            (
+                "--startup-probe=httpGet.path=/ok,httpGet.port=81,periodSeconds=5",
+                format!("{container}/startupProbe"),
+                json!({"httpGet": {"path": "/ok", "port": 81}, "periodSeconds": 5}),
+            ),
+            ("--startup-probe=", format!("{container}/startupProbe"), Value::Null),
+            (
+                "--liveness-probe=grpc.service=x,initialDelaySeconds=9",
+                format!("{container}/livenessProbe"),
+                json!({"grpc": {"service": "x"}, "initialDelaySeconds": 9}),
+            ),
+            (
+                "--readiness-probe=httpGet.path=/r,successThreshold=2",
+                format!("{container}/readinessProbe"),
+                json!({"httpGet": {"path": "/r"}, "successThreshold": 2}),
+            ),
+            (
+                "--add-volume=name=v,type=in-memory,size-limit=64Mi --add-volume=name=w,type=in-memory",
+                "/spec/template/spec/volumes".into(),
+                json!([
+                    {"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "64Mi"}},
+                    {"name": "w", "emptyDir": {"medium": "Memory"}},
+                ]),
+            ),
+            ("--clear-volumes", "/spec/template/spec/volumes".into(), Value::Null),
+            (
+                "--add-volume-mount=volume=v,mount-path=/v",
+                format!("{container}/volumeMounts"),
+                json!([{"name": "v", "mountPath": "/v"}]),
+            ),
+            (
+                "--remove-volume-mount=/v",
+                format!("{container}/volumeMounts"),
+                Value::Null,
+            ),
+            (
+                "--session-affinity",
+                annotation("run.googleapis.com/sessionAffinity"),
+                json!("true"),
+            ),
+            (
+                "--no-session-affinity",
+                annotation("run.googleapis.com/sessionAffinity"),
+                Value::Null,
+            ),
             ("--timeout=10m", "/spec/template/spec/timeoutSeconds".into(), json!(600)),
             (
                 "--service-account=a@b",
@@ -362,6 +410,51 @@ mod tests {
         assert_eq!(service["spec"]["template"]["metadata"]["name"], "s-old");
         let nothing = apply(&mut existing(), &settings(""), UPDATE).expect("applies");
         assert_eq!(nothing, None);
+    }
+
+    #[test]
+    fn the_scaling_of_a_service_makes_no_revision() {
+        let annotation = |service: &Value, key: &str| service["metadata"]["annotations"][key].clone();
+        let mut service = existing();
+        let mut untouched = existing();
+        // To look for annotations makes room for them.
+        untouched["spec"]["template"]["metadata"]["annotations"] = json!({});
+        for (line, key, want) in [
+            ("--min=2 --max=9", "run.googleapis.com/minScale", json!("2")),
+            ("--min=0", "run.googleapis.com/minScale", Value::Null),
+            ("--max=default", "run.googleapis.com/maxScale", Value::Null),
+            ("--scaling=3", "run.googleapis.com/manualInstanceCount", json!("3")),
+            ("--scaling=3", "run.googleapis.com/scalingMode", json!("manual")),
+            ("--scaling=auto", "run.googleapis.com/manualInstanceCount", Value::Null),
+            ("--scaling=auto", "run.googleapis.com/scalingMode", json!("automatic")),
+        ] {
+            let changed = apply(&mut service, &settings(line), UPDATE).expect(line);
+            assert_eq!(changed, Some(Changed { template: false }), "{line}");
+            assert_eq!(annotation(&service, key), want, "{line}");
+            assert_eq!(service["spec"], untouched["spec"], "{line}");
+        }
+        let refused = apply(&mut service, &settings("--scaling=3 --max=4"), UPDATE);
+        assert!(refused.is_err());
+    }
+
+    #[test]
+    fn keys_of_probes_and_kinds_of_volumes_are_checked() {
+        for (line, says) in [
+            ("--startup-probe=x=1", "[x]"),
+            ("--startup-probe=successThreshold=1", "[successThreshold]"),
+            ("--liveness-probe=tcpSocket.port=1", "liveness"),
+            ("--readiness-probe=initialDelaySeconds=1", "readiness"),
+            ("--startup-probe=periodSeconds=a", "integer"),
+            ("--add-volume=name=v,type=nfs,location=a:/b", "only in-memory"),
+            ("--add-volume=name=v", "name and type"),
+            ("--add-volume=name=v,type=in-memory,x=y", "unexpected parameter x"),
+            ("--add-volume-mount=volume=v", "mount-path"),
+            ("--add-volume-mount=volume=v,mount-path=/v,ro=1", "[ro]"),
+        ] {
+            let mut service = existing();
+            let error = apply(&mut service, &settings(line), UPDATE).expect_err(line);
+            assert!(error.to_string().contains(says), "{line}: {error}");
+        }
     }
 
     #[test]

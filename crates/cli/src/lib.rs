@@ -19,6 +19,7 @@ mod kept;
 mod key;
 mod not_served;
 mod outside;
+mod parts;
 mod property;
 mod release;
 mod revision;

@@ -10,12 +10,12 @@ use crate::change::{is_reserved, object};
 use crate::flag::{self, OrDefault};
 use crate::words::{ExecutionEnvironment, Settings};
 
-fn template_annotations(service: &mut Value) -> Result<&mut Map<String, Value>, Error> {
+pub(crate) fn template_annotations(service: &mut Value) -> Result<&mut Map<String, Value>, Error> {
     object(service, &["spec", "template", "metadata", "annotations"])
 }
 
 /// The container that takes requests: the one with a port, or the only one.
-fn container(service: &mut Value) -> Result<&mut Value, Error> {
+pub(crate) fn container(service: &mut Value) -> Result<&mut Value, Error> {
     let spec = object(service, &["spec", "template", "spec"])?;
     let containers = spec
         .entry("containers")
@@ -43,12 +43,12 @@ pub(crate) fn pin(service: &mut Value, image: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn object_of(container: &mut Value) -> Result<&mut Map<String, Value>, Error> {
+pub(crate) fn object_of(container: &mut Value) -> Result<&mut Map<String, Value>, Error> {
     object(container, &[])
 }
 
 /// `true` or `false` of a pair of flags, nothing where neither stands.
-fn pair(yes: bool, no: bool) -> Option<bool> {
+pub(crate) fn pair(yes: bool, no: bool) -> Option<bool> {
     (yes || no).then_some(yes)
 }
 

@@ -398,6 +398,8 @@ pub(crate) struct Settings {
     #[arg(long, overrides_with = "use_http2")]
     pub(crate) no_use_http2: bool,
     #[command(flatten)]
+    pub(crate) parts: crate::parts::Parts,
+    #[command(flatten)]
     pub(crate) wait: Wait,
 }
 

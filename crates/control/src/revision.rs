@@ -155,6 +155,7 @@ mod tests {
     fn an_exit_fails_the_revision_with_its_code_and_lines() {
         let exit = Exit {
             cause: ExitCause::Code(7),
+            container: None,
             was_ready: false,
             last_lines: vec!["no such module".to_owned()],
         };

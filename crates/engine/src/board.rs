@@ -90,6 +90,7 @@ mod tests {
     fn a_parked_one_starts_before_it_is_ready_and_nothing_parks_again() {
         let stopped = InstanceState::Stopped(Exit {
             cause: ExitCause::Stopped,
+            container: None,
             was_ready: false,
             last_lines: Vec::new(),
         });

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::{ImageConfig, User};
-use model::InstanceSpec;
+use model::{ContainerSpec, InstanceSpec};
 use serde_json::{Value, json};
 
 use crate::{
@@ -76,55 +76,75 @@ pub(crate) struct Lodging<'a> {
     pub(crate) limits_swap: bool,
     /// The most that the machine lets a process have.
     pub(crate) open_files: u64,
+    /// Where the instance's volumes are, by their place in the spec.
+    pub(crate) volumes: &'a Path,
+    /// The process whose user, network, ipc and uts namespaces it shares. None: it makes its own.
+    pub(crate) joins: Option<i32>,
 }
 
-/// The OCI configuration of `spec` with the image's `config`, run by `user`.
+/// What the containers of one instance share.
+const SHARED: [&str; 4] = ["user", "network", "ipc", "uts"];
+
+/// The OCI configuration of `container` of `spec` with the image's `config`, run by `user`.
 pub(crate) fn configuration(
     spec: &InstanceSpec,
+    container: &ContainerSpec,
     config: &ImageConfig,
     user: &User,
     lodging: &Lodging<'_>,
 ) -> Result<Value, BundleError> {
-    let process = process(spec, config, user, lodging)?;
+    let process = process(container, config, user, lodging)?;
     let mapping = json!([{"containerID": 0, "hostID": lodging.first_id, "size": IDS}]);
     let namespaces = ["user", "network", "pid", "mount", "ipc", "uts", "cgroup"];
-    let namespaces = namespaces.map(|kind| json!({"type": kind}));
-    let linux = json!({
-        "uidMappings": mapping,
-        "gidMappings": mapping,
+    let namespaces = namespaces.map(|kind| match lodging.joins {
+        Some(process) if SHARED.contains(&kind) => {
+            let file = if kind == "network" { "net" } else { kind };
+            json!({"type": kind, "path": format!("/proc/{process}/ns/{file}")})
+        }
+        Some(_) | None => json!({"type": kind}),
+    });
+    let mut linux = json!({
         "namespaces": namespaces,
-        "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
         "cgroupsPath": lodging.groups,
-        "resources": resources(spec, lodging),
+        "resources": resources(spec, container, lodging),
         "seccomp": seccomp::profile(),
         "maskedPaths": MASKED,
         "readonlyPaths": READ_ONLY,
         "rootfsPropagation": "private",
     });
-    Ok(json!({
+    // Whoever makes the shared namespaces sets them up.
+    if lodging.joins.is_none() {
+        linux["uidMappings"] = mapping.clone();
+        linux["gidMappings"] = mapping;
+        linux["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "0"});
+    }
+    let mut made = json!({
         "ociVersion": "1.0.2",
-        "hostname": HOST_NAME,
         "root": {"path": lodging.root, "readonly": false},
         "process": process,
-        "mounts": mounts(spec),
+        "mounts": mounts(spec, container, lodging),
         "linux": linux,
-    }))
+    });
+    if lodging.joins.is_none() {
+        made["hostname"] = json!(HOST_NAME);
+    }
+    Ok(made)
 }
 
-/// The first process of the instance, in either generation.
+/// The first process of a container, in either generation.
 pub(crate) fn process(
-    spec: &InstanceSpec,
+    container: &ContainerSpec,
     config: &ImageConfig,
     user: &User,
     lodging: &Lodging<'_>,
 ) -> Result<Value, BundleError> {
-    let arguments = arguments(spec, config)?;
+    let arguments = arguments(container, config)?;
     let open_files = lodging.open_files.min(MOST_OPEN_FILES);
     let (held, bounding): (&[&str], &[&str]) = match user.uid {
         0 => (&CAPABILITIES, &CAPABILITIES),
         _ => (&[], &CAPABILITIES),
     };
-    let directory = match (&spec.container.working_dir, config.working_dir.as_str()) {
+    let directory = match (&container.working_dir, config.working_dir.as_str()) {
         (Some(own), _) => own,
         (None, "") => "/",
         (None, of_image) => of_image,
@@ -133,7 +153,7 @@ pub(crate) fn process(
         "terminal": false,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
         "args": arguments,
-        "env": environment(spec, config, user),
+        "env": environment(container, config, user),
         "cwd": directory,
         "capabilities": {
             "bounding": bounding,
@@ -148,10 +168,10 @@ pub(crate) fn process(
 }
 
 /// Cloud Run's rule: a command replaces the entrypoint and drops the image's own arguments.
-fn arguments<'a>(spec: &'a InstanceSpec, config: &'a ImageConfig) -> Result<Vec<&'a String>, BundleError> {
-    let (program, arguments) = match (spec.container.command.is_empty(), spec.container.args.is_empty()) {
-        (false, _) => (&spec.container.command, &spec.container.args),
-        (true, false) => (&config.entrypoint, &spec.container.args),
+fn arguments<'a>(container: &'a ContainerSpec, config: &'a ImageConfig) -> Result<Vec<&'a String>, BundleError> {
+    let (program, arguments) = match (container.command.is_empty(), container.args.is_empty()) {
+        (false, _) => (&container.command, &container.args),
+        (true, false) => (&config.entrypoint, &container.args),
         (true, true) => (&config.entrypoint, &config.cmd),
     };
     let all: Vec<_> = program.iter().chain(arguments).collect();
@@ -163,10 +183,10 @@ fn arguments<'a>(spec: &'a InstanceSpec, config: &'a ImageConfig) -> Result<Vec<
 
 /// The image's, then the spec's; of two with one name the last wins and takes the first one's place. Every program is
 /// told a path and its user's own directory.
-fn environment(spec: &InstanceSpec, config: &ImageConfig, user: &User) -> Vec<String> {
+fn environment(container: &ContainerSpec, config: &ImageConfig, user: &User) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
     let mut all: Vec<String> = Vec::new();
-    let own = spec.container.env.iter().map(|v| format!("{}={}", v.name, v.value));
+    let own = container.env.iter().map(|v| format!("{}={}", v.name, v.value));
     for entry in config.env.iter().cloned().chain(own) {
         match all.iter_mut().find(|held| name(held) == name(&entry)) {
             Some(held) => *held = entry,
@@ -182,18 +202,18 @@ fn environment(spec: &InstanceSpec, config: &ImageConfig, user: &User) -> Vec<St
     all
 }
 
-pub(crate) fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
-    let mut memory = json!({"limit": spec.container.memory_bytes});
+pub(crate) fn resources(spec: &InstanceSpec, container: &ContainerSpec, lodging: &Lodging<'_>) -> Value {
+    let mut memory = json!({"limit": container.memory_bytes});
     if lodging.limits_swap {
         // Memory and swap together: no swap.
-        memory["swap"] = json!(spec.container.memory_bytes);
+        memory["swap"] = json!(container.memory_bytes);
     }
     let mut cpu = json!({
-        "shares": (u64::from(spec.container.cpu_millis) * 1024 / 1000).max(2),
+        "shares": (u64::from(container.cpu_millis) * 1024 / 1000).max(2),
         "period": PERIOD_MICROS,
     });
     if !spec.startup_cpu_boost {
-        cpu["quota"] = json!(quota_micros(spec.container.cpu_millis));
+        cpu["quota"] = json!(quota_micros(container.cpu_millis));
     }
     let mut all = json!({
         "memory": memory,
@@ -207,23 +227,35 @@ pub(crate) fn resources(spec: &InstanceSpec, lodging: &Lodging<'_>) -> Value {
     all
 }
 
-fn mounts(spec: &InstanceSpec) -> Value {
+fn mounts(spec: &InstanceSpec, container: &ContainerSpec, lodging: &Lodging<'_>) -> Value {
     let mount = |destination: &str, kind: &str, options: Vec<String>| json!({"destination": destination, "type": kind, "source": kind, "options": options});
     let words = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-    let size = format!("nosuid,noexec,nodev,mode=1777,size={}", spec.container.memory_bytes);
-    json!([
+    let size = format!("nosuid,noexec,nodev,mode=1777,size={}", container.memory_bytes);
+    let mut all = vec![
         mount("/proc", "proc", words("nosuid,noexec,nodev")),
         mount("/dev", "tmpfs", words("nosuid,strictatime,mode=755,size=65536k")),
         mount(
             "/dev/pts",
             "devpts",
-            words("nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5")
+            words("nosuid,noexec,newinstance,ptmxmode=0666,mode=0620,gid=5"),
         ),
         mount("/dev/shm", "tmpfs", words(&size)),
         mount("/dev/mqueue", "mqueue", words("nosuid,noexec,nodev")),
         mount("/sys", "sysfs", words("nosuid,noexec,nodev,ro")),
         mount("/sys/fs/cgroup", "cgroup", words("nosuid,noexec,nodev,relatime,ro")),
-    ])
+    ];
+    for mounted in &container.mounts {
+        let volume = spec.volumes.iter().position(|volume| volume.name == mounted.volume);
+        if let Some(volume) = volume {
+            all.push(json!({
+                "destination": mounted.path,
+                "type": "bind",
+                "source": lodging.volumes.join(volume.to_string()),
+                "options": ["bind", "rw", "nosuid", "nodev"],
+            }));
+        }
+    }
+    all.into()
 }
 
 #[cfg(test)]
@@ -290,6 +322,8 @@ pub(crate) mod tests {
             one_tree,
             limits_swap: true,
             open_files: 20_000,
+            volumes: Path::new("/run/homerun/0123abcd/volumes/iab"),
+            joins: None,
         }
     }
 
@@ -300,7 +334,7 @@ pub(crate) mod tests {
             groups: vec![7],
             home: "/home/app".to_owned(),
         };
-        let made = configuration(spec, &image(), &user, &lodging(one_tree));
+        let made = configuration(spec, &spec.container, &image(), &user, &lodging(one_tree));
         let mut made = made.expect("a command is there");
         // Long; what it does is tested from the inside of an instance.
         made["linux"]["seccomp"]["syscalls"] = json!("...");
@@ -314,7 +348,8 @@ pub(crate) mod tests {
             gid: 1001,
             ..User::default()
         };
-        configuration(&spec(), &image(), &user, &lodging(one_tree)).expect("a command is there")
+        let spec = spec();
+        configuration(&spec, &spec.container, &image(), &user, &lodging(one_tree)).expect("a command is there")
     }
 
     #[test]
@@ -352,7 +387,7 @@ pub(crate) mod tests {
     #[test]
     fn nothing_to_run_is_an_error() {
         let empty = ImageConfig::default();
-        let made = configuration(&spec(), &empty, &User::default(), &lodging(false));
+        let made = configuration(&spec(), &spec().container, &empty, &User::default(), &lodging(false));
         assert_eq!(made, Err(BundleError::NoCommand));
     }
 }

@@ -146,6 +146,14 @@ impl Groups {
         }
     }
 
+    /// The group of one container of an instance that has several; below the instance's.
+    pub(crate) fn container(&self, index: usize) -> Self {
+        Self {
+            layout: self.layout.clone(),
+            path: self.path.join(format!("c{index}")),
+        }
+    }
+
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }

@@ -58,6 +58,15 @@ impl RunDir {
         self.bundle(id).join("log")
     }
 
+    /// Where the launcher, and nobody else, sees the volumes of an instance.
+    pub(crate) fn volumes(&self, id: &str) -> PathBuf {
+        self.all_volumes().join(id)
+    }
+
+    fn all_volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
     pub(crate) fn place(&self) -> PathBuf {
         self.0.join("box")
     }
@@ -71,6 +80,7 @@ impl RunDir {
         let directory = |path: PathBuf, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(&path);
         directory(self.runtime(), 0o700)?;
         directory(self.bundles(), 0o700)?;
+        directory(self.all_volumes(), 0o711)?;
         directory(self.place(), 0o711)
     }
 
@@ -97,6 +107,8 @@ impl RunDir {
         // What cannot be removed is tried again by the next sweep.
         let _ = fs::remove_dir_all(self.bundle(id));
         let _ = fs::remove_dir_all(self.runtime().join(id));
+        // Empty here: what is mounted on it elsewhere goes with the directory.
+        let _ = fs::remove_dir_all(self.volumes(id));
     }
 }
 

@@ -46,6 +46,10 @@ impl Gate {
         }
     }
 
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::SeqCst)
+    }
+
     /// Lets the program run. Does not block.
     pub(crate) fn open(&self) -> io::Result<()> {
         if self.open.swap(true, Ordering::SeqCst) {

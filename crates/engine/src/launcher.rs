@@ -29,7 +29,7 @@ use rustix::{
 use crate::{
     cgroup::{Groups, Layout},
     claim::{Claim, RunDir, Wait},
-    egress,
+    company, egress,
     gvisor::{self, Gvisor, Making},
     network, process, rootfs,
     sandbox::{Infant, Nursery, Plan, Reaped, Request},
@@ -262,7 +262,12 @@ impl Launcher {
     /// Starts the runtime's `create` in a child and returns the child.
     fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
         self.ids(start.first_id)?;
-        let group = Groups::new(&self.layout, &self.duty.id8, &start.id)
+        let (instance, container) = company::whose(&start.id);
+        if container == 0 {
+            rootfs::make_volumes(&self.duty.run.volumes(instance), &start.volumes, start.first_id)
+                .map_err(rootfs::describe("make the instance's volumes"))?;
+        }
+        let group = Groups::new(&self.layout, &self.duty.id8, instance)
             .make_unified()
             .map_err(rootfs::describe("make the instance's control group"))?;
         // SAFETY: the process has one thread.
@@ -313,8 +318,11 @@ impl Launcher {
             }
             rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
             let way_out = self.egress.as_ref().is_some_and(egress::Link::is_possible);
-            let resolver = way_out.then_some(egress::RESOLVER);
-            rootfs::assemble(&run.place(), &start.layers, ids, start.first_id, resolver)?;
+            let names = rootfs::Names {
+                resolver: way_out.then_some(egress::RESOLVER),
+                containers: &start.names,
+            };
+            rootfs::assemble(&run.place(), &start.layers, ids, start.first_id, &names)?;
             process::close_on_exec().map_err(rootfs::describe("close files"))
         };
         if let Err(why) = prepare() {
@@ -408,10 +416,13 @@ impl Launcher {
             .map_err(|e| rootfs::describe("open the instance's process")(e.into()))?;
         let network = network::open_namespace(&format!("/proc/{number}/ns/net"))
             .map_err(rootfs::describe("open the instance's network"))?;
-        let way_out = self.egress.as_mut().and_then(|egress| egress.slot(id));
-        self.home
-            .furnish(&network, way_out)
-            .map_err(rootfs::describe("give the instance its address"))?;
+        // The others share the first one's network.
+        if company::whose(id).1 == 0 {
+            let way_out = self.egress.as_mut().and_then(|egress| egress.slot(id));
+            self.home
+                .furnish(&network, way_out)
+                .map_err(rootfs::describe("give the instance its address"))?;
+        }
         self.running.insert(pid, id.to_owned());
         let report = Report::Created {
             id: id.to_owned(),
@@ -419,7 +430,7 @@ impl Launcher {
             spent: None,
         };
         let sent = self.report(&report, &[&process, &network]);
-        if let Some(egress) = &mut self.egress {
+        if let Some(egress) = self.egress.as_mut().filter(|_| company::whose(id).1 == 0) {
             egress.attach(id, network);
         }
         Ok(sent)

@@ -20,6 +20,7 @@ mod board;
 mod bundle;
 mod cgroup;
 mod claim;
+mod company;
 mod cpu;
 mod cutoff;
 mod doctor;
@@ -306,7 +307,7 @@ impl Engine {
                 .set(Ordered::now())
                 .expect("the first release alone comes here");
             if let Some(running) = entry.running.get() {
-                running.release(id);
+                running.release(&entry.spec);
             }
             self.inner.board.enter(id, InstanceState::Starting);
         }
@@ -327,7 +328,7 @@ impl Engine {
             return Err(StartError::NoIds { id, limit });
         };
         // At most one of each kind, and one loss per launcher that it outlives while it is being prepared.
-        let (sender, events) = mpsc::channel(16);
+        let (sender, events) = mpsc::channel(64);
         let entry = Arc::new(Entry {
             groups: Groups::new(&self.inner.layout, &self.inner.id8, id.as_str()),
             first_id: range.first(),
@@ -422,9 +423,10 @@ impl Engine {
             return Fate::Alive;
         };
         let gone = running.is_gone();
-        if running.kills.count() > 0 {
+        if let Some(index) = running.over_memory() {
+            let container = entry.spec.containers().nth(index);
             return Fate::OutOfMemory {
-                limit_bytes: entry.spec.memory_bytes(),
+                limit_bytes: container.map_or(0, |container| container.memory_bytes),
             };
         }
         if gone { Fate::Ended } else { Fate::Alive }
@@ -584,13 +586,14 @@ impl Inner {
     fn dispatch(&self, report: Report, files: Vec<OwnedFd>) {
         let (id, event) = match report {
             Report::Up => return,
-            Report::Created { id, spent, .. } => {
+            Report::Created { id, pid, spent } => {
                 let mut files = files.into_iter();
                 let (Some(process), Some(network)) = (files.next(), files.next()) else {
                     tracing::error!(id, "the launcher reported an instance without its files");
                     return;
                 };
                 let created = Created {
+                    pid,
                     process,
                     network,
                     gate: files.next(),
@@ -599,9 +602,12 @@ impl Inner {
                 (id, Event::Created(created))
             }
             Report::NotStarted { id, why } => (id, Event::NotStarted(why)),
-            Report::Exited { id, end } => (id, Event::Exited(end)),
+            Report::Exited { id, end } => {
+                let (_, container) = company::whose(&id);
+                (id, Event::Exited(container, end))
+            }
         };
-        let entry = InstanceId::parse(&id).and_then(|id| self.entry(&id));
+        let entry = InstanceId::parse(company::whose(&id).0).and_then(|id| self.entry(&id));
         if let Some(entry) = entry {
             // Full only when it has ended long ago.
             let _ = entry.events.try_send(event);

@@ -3,6 +3,10 @@
 //! ```text
 //! prepare: image, user, bundle -> launcher -> created -> probe -> ready -> exit, memory, or stop -> cleared
 //! ```
+//!
+//! An instance of several containers goes through it as one: each is prepared and created, the first of them with the
+//! namespaces that the others join; they are started in the order of their dependencies; the end of one is the end of
+//! all.
 
 use std::{
     fs, io,
@@ -12,11 +16,12 @@ use std::{
     },
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock},
+    task::Poll,
     time::Duration,
 };
 
 use image::Digest;
-use model::{Exit, ExitCause, InstanceId, InstanceSpec, Sandbox, Severity, Stream};
+use model::{ContainerSpec, Exit, ExitCause, InstanceSpec, Sandbox, Severity, Stream, Volume, VolumeSource};
 use rustix::{
     fs::{Gid, Uid},
     process::{Signal, pidfd_send_signal},
@@ -24,6 +29,7 @@ use rustix::{
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -31,11 +37,13 @@ use crate::{
     Inner, Maker,
     bundle::{self, Lodging},
     cgroup::{Alarm, Groups, Layout, MemoryKills},
+    company,
     cpu::Cpu,
     gate::{self, Gate, Way},
     gvisor::{self, Gvisor},
     ids::Range,
-    output::Output,
+    launch::Link,
+    output::{Output, Source},
     phases::{Moments, Ordered},
     probe, process,
     sandbox::{Plan, Spent},
@@ -71,13 +79,19 @@ pub(crate) struct Entry {
     pub(crate) over: OnceLock<ExitCause>,
 }
 
-/// What is there once the instance has a process.
+/// What is there once every container of the instance has a process.
 #[derive(Debug)]
 pub(crate) struct Running {
+    pub(crate) network: OwnedFd,
+    /// In the spec's order, the ingress container first.
+    containers: Vec<Container>,
+}
+
+#[derive(Debug)]
+struct Container {
     process: OwnedFd,
     gate: Gate,
-    pub(crate) network: OwnedFd,
-    pub(crate) kills: MemoryKills,
+    kills: MemoryKills,
 }
 
 /// What the launcher reports of one instance.
@@ -85,7 +99,8 @@ pub(crate) struct Running {
 pub(crate) enum Event {
     Created(Created),
     NotStarted(String),
-    Exited(End),
+    /// The first process of the container of this number.
+    Exited(usize, End),
     /// The launcher of this number is gone.
     Lost(u64),
 }
@@ -93,6 +108,7 @@ pub(crate) enum Event {
 /// A sandbox that waits to be released.
 #[derive(Debug)]
 pub(crate) struct Created {
+    pub(crate) pid: i32,
     pub(crate) process: OwnedFd,
     pub(crate) network: OwnedFd,
     /// Of our own sandboxes.
@@ -108,6 +124,7 @@ pub(crate) async fn live(engine: Arc<Inner>, entry: Arc<Entry>, events: mpsc::Re
         link: 0,
         moments: None,
         ready: false,
+        culprit: 0,
         engine,
         entry,
         events,
@@ -129,6 +146,8 @@ struct Life {
     link: u64,
     moments: Option<Moments>,
     ready: bool,
+    /// The container whose end it was, or will be.
+    culprit: usize,
 }
 
 fn not_started(why: impl Into<String>) -> ExitCause {
@@ -162,19 +181,17 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl Life {
-    /// Until the instance has a process.
+    /// Until every container of the instance has a process.
     async fn begin(&mut self) -> Result<(), ExitCause> {
         let mut stop = self.stop.clone();
         let prepared = tokio::select! {
-            prepared = prepare(&self.engine, &self.entry) => prepared.map_err(ExitCause::NotStarted),
-            _ = asked_to_stop(&mut stop) => Err(ExitCause::Stopped),
+            prepared = prepare(&self.engine, &self.entry) => prepared,
+            _ = asked_to_stop(&mut stop) => Err((0, ExitCause::Stopped)),
         };
-        let Prepared {
-            layers,
-            owner,
-            plan,
-            gvisor,
-        } = prepared?;
+        let prepared = prepared.map_err(|(index, cause)| {
+            self.culprit = index;
+            cause
+        })?;
         let engine = Arc::clone(&self.engine);
         let turn = tokio::select! {
             turn = engine.creations.acquire() => turn.expect("never closed"),
@@ -185,8 +202,90 @@ impl Life {
             .map_err(|_| not_started("the launcher of instances is gone"))?;
         self.link = link.number;
 
-        let (of, id) = (self.entry.spec.of.clone(), self.entry.spec.id.clone());
-        let mut open = |stream| self.output.open(&self.engine.log, &of, &id, stream);
+        let mut containers = Vec::with_capacity(prepared.len());
+        let mut shared = None;
+        for (index, prepared) in prepared.into_iter().enumerate() {
+            self.culprit = index;
+            let first = shared.as_ref().map(|(pid, _)| *pid);
+            let (created, asked) = self.create(&link, index, prepared, first).await?;
+            let Created {
+                pid,
+                process,
+                network,
+                gate,
+                spent,
+            } = created;
+            if index == 0 {
+                self.moments = Some(Moments {
+                    taken: self.entry.taken,
+                    asked,
+                    made: std::time::Instant::now(),
+                    spent,
+                });
+            }
+            shared.get_or_insert((pid, network));
+            let groups = self.entry.groups_of(index);
+            let kills = groups
+                .memory_kills()
+                .map_err(|error| not_started(format!("cannot read the instance's memory events: {error}")))?;
+            let name = company::runtime_name(&self.entry.spec.id, index);
+            let way = match gate {
+                Some(socket) => {
+                    Way::Socket(watched(socket).map_err(|error| not_started(format!("cannot wait: {error}")))?)
+                }
+                None => Way::Fifo(engine.run.runtime().join(&name).join("exec.fifo")),
+            };
+            containers.push(Container {
+                process,
+                gate: Gate::new(way, &engine.run.bundle(&name)),
+                kills,
+            });
+        }
+        self.culprit = 0;
+        drop(turn);
+        let (_, network) = shared.expect("an instance has a container");
+        let running = Running { network, containers };
+        self.entry.running.set(running).expect("an instance begins once");
+        Ok(())
+    }
+
+    /// Has the launcher create one container; also when it was asked. `joins` is the process of the first one.
+    async fn create(
+        &mut self,
+        link: &Link,
+        index: usize,
+        unpacked: image::Unpacked,
+        joins: Option<i32>,
+    ) -> Result<(Created, std::time::Instant), ExitCause> {
+        let entry = Arc::clone(&self.entry);
+        let spec = &entry.spec;
+        let id = company::runtime_name(&spec.id, index);
+        let gvisor = match spec.sandbox {
+            Sandbox::Gen1 => Some(self.engine.gvisor().await.map_err(ExitCause::NotStarted)?),
+            Sandbox::Gen2 => None,
+        };
+        let Prepared {
+            layers,
+            owner,
+            plan,
+            gvisor,
+        } = {
+            let (engine, entry) = (Arc::clone(&self.engine), Arc::clone(&entry));
+            let written = tokio::task::spawn_blocking(move || furnish(&engine, &entry, index, unpacked, gvisor, joins));
+            let written = written
+                .await
+                .map_err(|error| not_started(format!("preparing failed: {error}")))?;
+            written.map_err(ExitCause::NotStarted)?
+        };
+        let mut open = |stream| {
+            let source = Source {
+                of: spec.of.clone(),
+                instance: spec.id.clone(),
+                container: company::log_name(spec, index).unwrap_or_default().to_owned(),
+                stream,
+            };
+            self.output.open(&self.engine.log, source)
+        };
         let files = (|| {
             let files = [process::empty_input()?, open(Stream::Stdout)?, open(Stream::Stderr)?];
             for file in &files {
@@ -197,12 +296,15 @@ impl Life {
             io::Result::Ok(files)
         })();
         let files = files.map_err(|error| not_started(format!("cannot make a pipe: {error}")))?;
+        let names = (0..=spec.sidecars.len()).filter_map(|index| company::log_name(spec, index));
         let order = Order::Start(Start {
-            id: id.to_string(),
+            id: id.clone(),
             layers,
-            first_id: self.entry.first_id,
+            first_id: entry.first_id,
             plan,
             gvisor,
+            names: names.map(str::to_owned).collect(),
+            volumes: spec.volumes.iter().map(|volume| size_of_volume(volume, spec)).collect(),
         });
         let asked = std::time::Instant::now();
         link.order(&order, &files.each_ref())
@@ -210,46 +312,14 @@ impl Life {
             .map_err(|error| not_started(format!("cannot reach the launcher: {error}")))?;
         drop(files);
 
-        let created = timeout(CREATE_PATIENCE, self.created()).await;
-        let Ok(created) = created else {
-            let id = id.to_string();
-            if link.order(&Order::Abort { id }, &[]).await.is_ok() {
-                let _ = timeout(KILL_PATIENCE, self.created()).await;
-            }
-            let seconds = CREATE_PATIENCE.as_secs();
-            return Err(not_started(format!("the runtime was not ready within {seconds} s")));
-        };
-        drop(turn);
-        let Created {
-            process,
-            network,
-            gate,
-            spent,
-        } = created?;
-        self.moments = Some(Moments {
-            taken: self.entry.taken,
-            asked,
-            made: std::time::Instant::now(),
-            spent,
-        });
-        let kills = self
-            .entry
-            .groups
-            .memory_kills()
-            .map_err(|error| not_started(format!("cannot read the instance's memory events: {error}")))?;
-        let run = &self.engine.run;
-        let way = match gate {
-            Some(socket) => Way::Socket(watched(socket).map_err(|error| not_started(format!("cannot wait: {error}")))?),
-            None => Way::Fifo(run.runtime().join(id.as_str()).join("exec.fifo")),
-        };
-        let running = Running {
-            process,
-            gate: Gate::new(way, &run.bundle(id.as_str())),
-            network,
-            kills,
-        };
-        self.entry.running.set(running).expect("an instance begins once");
-        Ok(())
+        if let Ok(created) = timeout(CREATE_PATIENCE, self.created()).await {
+            return created.map(|created| (created, asked));
+        }
+        if link.order(&Order::Abort { id }, &[]).await.is_ok() {
+            let _ = timeout(KILL_PATIENCE, self.created()).await;
+        }
+        let seconds = CREATE_PATIENCE.as_secs();
+        Err(not_started(format!("the runtime was not ready within {seconds} s")))
     }
 
     async fn created(&mut self) -> Result<Created, ExitCause> {
@@ -258,7 +328,13 @@ impl Life {
                 Event::Created(created) => return Ok(created),
                 Event::NotStarted(why) => return Err(ExitCause::NotStarted(why)),
                 Event::Lost(number) if number == self.link => break,
-                Event::Lost(_) | Event::Exited(_) => {}
+                Event::Exited(index, end) => {
+                    self.culprit = index;
+                    return Err(not_started(format!(
+                        "its sandbox ended before it was released: {end:?}"
+                    )));
+                }
+                Event::Lost(_) => {}
             }
         }
         Err(not_started("the launcher of instances ended"))
@@ -270,26 +346,21 @@ impl Life {
         let engine = Arc::clone(&self.engine);
         let spec = &entry.spec;
         let running = entry.running.get().expect("set by begin");
-        let alarm = entry.groups.memory_alarm(&running.kills).and_then(|alarm| {
-            let Alarm(file) = alarm;
-            watched(file)
-        });
-        let alarm = match alarm {
-            Ok(alarm) => alarm,
+        let memory = match running.watch_memory(&entry) {
+            Ok(memory) => memory,
             Err(error) => {
                 self.kill().await;
                 return not_started(format!("cannot watch the instance's memory: {error}"));
             }
         };
-        let startup_probe = spec.startup_probe();
-        if let Some(cause) = self.parked(running, &alarm).await {
+        if let Some(cause) = self.parked(running, &memory).await {
             return cause;
         }
         let released = Instant::now();
         let started = async {
-            let told = running.gate.passed().await;
+            let told = running.gate().passed().await;
             let program_runs = told.then(std::time::Instant::now);
-            let started = probe::until_started(&engine, spec, &spec.container, &startup_probe, &running.network);
+            let started = started(Arc::clone(&engine), Arc::clone(&entry));
             started.await.map(|()| program_runs)
         };
         let mut started = std::pin::pin!(started);
@@ -302,10 +373,14 @@ impl Life {
         loop {
             tokio::select! {
                 biased;
-                end = exited(&mut self.events, self.link, running) => {
-                    return self.judge(running, end);
+                (index, end) = exited(&mut self.events, self.link, running) => {
+                    self.culprit = index;
+                    let cause = self.judge(running, end);
+                    self.kill().await;
+                    return cause;
                 }
-                () = killed_for_memory(&alarm, &running.kills) => {
+                index = killed_for_memory(&memory, running) => {
+                    self.culprit = index;
                     self.kill().await;
                     return self.out_of_memory();
                 }
@@ -325,22 +400,30 @@ impl Life {
                             }
                         }
                     }
-                    Err(cause) => {
+                    Err((index, cause)) => {
+                        self.culprit = index;
                         self.kill().await;
-                        if running.kills.count() > 0 {
+                        if let Some(index) = running.over_memory() {
+                            self.culprit = index;
                             return self.out_of_memory();
                         }
                         return cause;
                     }
                 },
                 cause = &mut unhealthy, if self.ready => {
+                    if let ExitCause::Unhealthy { probe, .. } = &cause {
+                        let named = |container: &ContainerSpec| container.name == probe.container;
+                        self.culprit = spec.containers().position(named).unwrap_or(0);
+                    }
                     self.kill().await;
                     return cause;
                 }
                 () = &mut boost_end, if boosted && self.ready => {
                     boosted = false;
-                    if let Err(error) = entry.groups.set_cpu(Some(spec.cpu_millis())) {
-                        tracing::error!(id = %spec.id, %error, "cannot end the startup CPU boost");
+                    for (index, container) in spec.containers().enumerate() {
+                        if let Err(error) = entry.groups_of(index).set_cpu(Some(container.cpu_millis)) {
+                            tracing::error!(id = %spec.id, %error, "cannot end the startup CPU boost");
+                        }
                     }
                 }
             }
@@ -359,7 +442,7 @@ impl Life {
     }
 
     /// Until it is released; or how it ended before.
-    async fn parked(&mut self, running: &Running, alarm: &AsyncFd<OwnedFd>) -> Option<ExitCause> {
+    async fn parked(&mut self, running: &Running, memory: &[AsyncFd<OwnedFd>]) -> Option<ExitCause> {
         let (entry, mut stop) = (Arc::clone(&self.entry), self.stop.clone());
         let mut released = entry.released.subscribe();
         tokio::select! {
@@ -370,27 +453,40 @@ impl Life {
                 Some(ExitCause::Stopped)
             }
             () = until_released(&mut released) => {
-                running.release(&entry.spec.id);
+                running.release(&entry.spec);
                 None
             }
-            end = exited(&mut self.events, self.link, running) => {
-                Some(not_started(format!("its sandbox ended before it was released: {:?}", self.judge(running, end))))
+            (index, end) = exited(&mut self.events, self.link, running) => {
+                self.culprit = index;
+                let cause = self.judge(running, end);
+                self.kill().await;
+                Some(not_started(format!("its sandbox ended before it was released: {cause:?}")))
             }
-            () = killed_for_memory(alarm, &running.kills) => {
+            index = killed_for_memory(memory, running) => {
+                self.culprit = index;
                 self.kill().await;
                 Some(self.out_of_memory())
             }
         }
     }
 
-    fn judge(&self, running: &Running, end: End) -> ExitCause {
-        if running.kills.count() > 0 {
+    fn judge(&mut self, running: &Running, end: End) -> ExitCause {
+        if let Some(index) = running.over_memory() {
+            self.culprit = index;
             return self.out_of_memory();
         }
         let end = match self.entry.spec.sandbox {
             Sandbox::Gen1 => gvisor::end(end),
             Sandbox::Gen2 => end,
         };
+        if let Some(name) = company::log_name(&self.entry.spec, self.culprit) {
+            let how = match end {
+                End::Code(code) => format!("with exit code {code}"),
+                End::Signal(signal) => format!("by signal {signal}"),
+            };
+            let text = format!("Container \"{name}\" ended {how}, and the instance with it.");
+            self.engine.log.system(&self.entry.spec, Severity::Error, text);
+        }
         match end {
             End::Code(code) => ExitCause::Code(code),
             End::Signal(signal) => ExitCause::Signal(signal),
@@ -400,20 +496,30 @@ impl Life {
     /// Says so in the instance's log, in Cloud Run's words.
     fn out_of_memory(&self) -> ExitCause {
         let spec = &self.entry.spec;
-        let limit_bytes = spec.memory_bytes();
-        let used = self.entry.groups.memory_peak().unwrap_or(limit_bytes);
+        let limit_bytes = spec.containers().nth(self.culprit).map_or(0, |c| c.memory_bytes);
+        let peak = self.entry.groups_of(self.culprit).memory_peak();
+        let used = peak.unwrap_or(limit_bytes);
         let (limit, used) = (limit_bytes >> 20, used.max(limit_bytes) >> 20);
-        let text = format!("Memory limit of {limit} MiB exceeded with {used} MiB used.");
+        let whose =
+            company::log_name(spec, self.culprit).map_or_else(String::new, |name| format!(" Container \"{name}\"."));
+        let text = format!("Memory limit of {limit} MiB exceeded with {used} MiB used.{whose}");
         self.engine.log.system(spec, Severity::Error, text);
         ExitCause::OutOfMemory { limit_bytes }
     }
 
-    /// SIGTERM, the grace, SIGKILL.
+    /// SIGTERM to every container, the grace, SIGKILL.
     async fn stop(&mut self, running: &Running, grace: Duration) -> ExitCause {
         self.entry.cpu.release(&self.entry.spec.id);
-        // Gone already is as good.
-        let _ = pidfd_send_signal(&running.process, Signal::TERM);
-        let ended = timeout(grace, exited(&mut self.events, self.link, running)).await;
+        for container in &running.containers {
+            // One whose program was not started yet has nothing to end. Gone already is as good.
+            let signal = if container.gate.is_open() {
+                Signal::TERM
+            } else {
+                Signal::KILL
+            };
+            let _ = pidfd_send_signal(&container.process, signal);
+        }
+        let ended = timeout(grace, gone(&mut self.events, running)).await;
         if ended.is_err() {
             self.kill().await;
         }
@@ -425,9 +531,10 @@ impl Life {
         self.entry.cpu.release(&self.entry.spec.id);
         let entry = Arc::clone(&self.entry);
         let running = entry.running.get().expect("only called with a process");
-        let _ = pidfd_send_signal(&running.process, Signal::KILL);
-        let gone = exited(&mut self.events, self.link, running);
-        if timeout(KILL_PATIENCE, gone).await.is_err() {
+        for container in &running.containers {
+            let _ = pidfd_send_signal(&container.process, Signal::KILL);
+        }
+        if timeout(KILL_PATIENCE, gone(&mut self.events, running)).await.is_err() {
             tracing::error!(id = %entry.spec.id, "a killed instance is still there");
         }
     }
@@ -441,7 +548,11 @@ impl Life {
             let (engine, entry) = (Arc::clone(&engine), Arc::clone(&entry));
             tokio::task::spawn_blocking(move || {
                 let cleared = entry.groups.clear();
-                engine.run.remove_instance(entry.spec.id.as_str());
+                for index in 0..=entry.spec.sidecars.len() {
+                    engine
+                        .run
+                        .remove_instance(&company::runtime_name(&entry.spec.id, index));
+                }
                 cleared
             })
         };
@@ -471,6 +582,16 @@ impl Life {
         engine.stopped(
             &entry,
             Exit {
+                container: match cause {
+                    ExitCause::Stopped => None,
+                    ExitCause::Code(_)
+                    | ExitCause::Signal(_)
+                    | ExitCause::OutOfMemory { .. }
+                    | ExitCause::NotListening { .. }
+                    | ExitCause::StartupProbeFailed { .. }
+                    | ExitCause::Unhealthy { .. }
+                    | ExitCause::NotStarted(_) => company::log_name(&entry.spec, self.culprit).map(str::to_owned),
+                },
                 cause,
                 was_ready: self.ready,
                 last_lines,
@@ -479,7 +600,18 @@ impl Life {
     }
 }
 
-/// What is made before the launcher is asked.
+impl Entry {
+    /// The groups of one container: the instance's own when it is alone.
+    fn groups_of(&self, index: usize) -> Groups {
+        if self.spec.sidecars.is_empty() {
+            self.groups.clone()
+        } else {
+            self.groups.container(index)
+        }
+    }
+}
+
+/// What is made before the launcher is asked for one container.
 struct Prepared {
     /// Lowest first.
     layers: Vec<PathBuf>,
@@ -491,65 +623,138 @@ struct Prepared {
     gvisor: Option<Gvisor>,
 }
 
-/// Image, user, bundle, and what runs the first generation.
-async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Prepared, String> {
-    let gvisor = match entry.spec.sandbox {
-        Sandbox::Gen1 => Some(engine.gvisor().await?),
-        Sandbox::Gen2 => None,
+/// The images of all containers, in the spec's order; or whose is not to be had, and why.
+async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Vec<image::Unpacked>, (usize, ExitCause)> {
+    if entry.spec.sandbox == Sandbox::Gen1 && !entry.spec.sidecars.is_empty() {
+        let why = "several containers are not served in the first generation execution environment, only in gen2";
+        return Err((0, not_started(why)));
+    }
+    let mut prepared = Vec::new();
+    for (index, container) in entry.spec.containers().enumerate() {
+        let unpacked = async {
+            let digest: Digest = container
+                .image
+                .parse()
+                .map_err(|error: image::DigestError| chain(&error))?;
+            engine.images.ensure(&digest).await.map_err(|error| chain(&error))
+        };
+        prepared.push(unpacked.await.map_err(|why| (index, ExitCause::NotStarted(why)))?);
+    }
+    Ok(prepared)
+}
+
+/// User and bundle of one container.
+fn furnish(
+    engine: &Inner,
+    entry: &Entry,
+    index: usize,
+    unpacked: image::Unpacked,
+    gvisor: Option<Gvisor>,
+    joins: Option<i32>,
+) -> Result<Prepared, String> {
+    let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
+    let spec = &entry.spec;
+    let id = spec.id.as_str();
+    let first_id = entry.first_id;
+    let merged = engine.run.merged();
+    let below = if spec.sidecars.is_empty() {
+        String::new()
+    } else {
+        format!("/c{index}")
     };
-    let digest: Digest = entry
-        .spec
-        .container
-        .image
-        .parse()
-        .map_err(|error: image::DigestError| chain(&error))?;
-    let unpacked = engine.images.ensure(&digest).await.map_err(|error| chain(&error))?;
-    let (engine, entry) = (Arc::clone(engine), Arc::clone(entry));
-    let written = tokio::task::spawn_blocking(move || {
-        let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
-        let spec = &entry.spec;
-        let id = spec.id.as_str();
-        let first_id = entry.first_id;
-        let merged = engine.run.merged();
-        let lodging = Lodging {
-            root: &merged,
-            first_id,
-            groups: format!("/{}/{id}", crate::cgroup::parent_name(&engine.id8)),
-            one_tree: matches!(engine.layout, Layout::V2 { .. }),
-            limits_swap: engine.limits_swap,
-            open_files: engine.open_files,
-        };
-        let config = &unpacked.config;
-        let configuration = match spec.sandbox {
-            Sandbox::Gen1 => gvisor::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
-            Sandbox::Gen2 => bundle::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
-        }?;
-        let bundle = engine.run.bundle(id);
-        let written = write_bundle(&bundle, &configuration).and_then(|()| {
-            let parked = !*entry.released.borrow();
-            if parked { gate::mark(&bundle) } else { Ok(()) }
-        });
-        written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
-        let owner = (first_id + user.uid, first_id + user.gid);
-        let plan = match engine.maker {
-            _ if gvisor.is_some() => None,
-            Maker::Crun => None,
-            Maker::Own => match Plan::read(&configuration, &engine.layout) {
-                Ok(plan) => Some(Box::new(plan)),
-                Err(why) => {
-                    tracing::warn!(id, "crun makes this instance: our own launcher does not know {why}");
-                    None
-                }
-            },
-        };
-        Ok(Prepared {
-            layers: unpacked.layers,
-            owner,
-            plan,
-            gvisor,
-        })
+    let groups = format!("/{}/{id}{below}", crate::cgroup::parent_name(&engine.id8));
+    let lodging = Lodging {
+        root: &merged,
+        first_id,
+        groups,
+        one_tree: matches!(engine.layout, Layout::V2 { .. }),
+        limits_swap: engine.limits_swap,
+        open_files: engine.open_files,
+        volumes: &engine.run.volumes(id),
+        joins,
+    };
+    let container = spec.containers().nth(index).expect("one of the spec's");
+    let config = &unpacked.config;
+    let configuration = match spec.sandbox {
+        Sandbox::Gen1 => gvisor::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
+        Sandbox::Gen2 => bundle::configuration(spec, container, config, &user, &lodging).map_err(|error| chain(&error)),
+    }?;
+    let bundle = engine.run.bundle(&company::runtime_name(&spec.id, index));
+    let written = write_bundle(&bundle, &configuration).and_then(|()| {
+        let parked = !*entry.released.borrow();
+        if parked { gate::mark(&bundle) } else { Ok(()) }
     });
-    written.await.map_err(|error| format!("preparing failed: {error}"))?
+    written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
+    // Our own sandboxes have one container, and know no volumes.
+    let own = spec.sidecars.is_empty() && container.mounts.is_empty() && gvisor.is_none();
+    let plan = match engine.maker {
+        Maker::Own if own => match Plan::read(&configuration, &engine.layout) {
+            Ok(plan) => Some(Box::new(plan)),
+            Err(why) => {
+                tracing::warn!(id, "crun makes this instance: our own launcher does not know {why}");
+                None
+            }
+        },
+        Maker::Own | Maker::Crun => None,
+    };
+    Ok(Prepared {
+        layers: unpacked.layers,
+        owner: (first_id + user.uid, first_id + user.gid),
+        plan,
+        gvisor,
+    })
+}
+
+/// What a volume may hold: never more than the memory of all containers (Admin API, `sizeLimit`).
+fn size_of_volume(volume: &Volume, spec: &InstanceSpec) -> u64 {
+    let VolumeSource::Memory { size_limit } = &volume.source;
+    let most = spec.memory_bytes();
+    size_limit.as_ref().map_or(most, |limit| limit.bytes().min(most))
+}
+
+/// Starts the containers in the order of their dependencies, until all have started; or which has not, and why.
+async fn started(engine: Arc<Inner>, entry: Arc<Entry>) -> Result<(), (usize, ExitCause)> {
+    let spec = &entry.spec;
+    let running = entry.running.get().expect("set by begin");
+    let containers: Vec<&ContainerSpec> = spec.containers().collect();
+    let mut begun = vec![false; containers.len()];
+    let mut done = vec![false; containers.len()];
+    let mut probing = JoinSet::new();
+    loop {
+        loop {
+            let due = company::due(&containers, &begun, &done);
+            for index in &due {
+                begun[*index] = true;
+                running.open(*index, spec);
+                let probe = match (index, &containers[*index].startup_probe) {
+                    (0, _) => Some(spec.startup_probe()),
+                    (_, probe) => probe.clone(),
+                };
+                let Some(probe) = probe else {
+                    done[*index] = true;
+                    continue;
+                };
+                let (engine, entry, index) = (Arc::clone(&engine), Arc::clone(&entry), *index);
+                probing.spawn(async move {
+                    let running = entry.running.get().expect("set by begin");
+                    let spec = &entry.spec;
+                    let container = spec.containers().nth(index).expect("one of the spec's");
+                    let started = probe::until_started(&engine, spec, container, &probe, &running.network).await;
+                    (index, started)
+                });
+            }
+            if due.is_empty() {
+                break;
+            }
+        }
+        match probing.join_next().await {
+            Some(Ok((index, Ok(())))) => done[index] = true,
+            Some(Ok((index, Err(cause)))) => return Err((index, cause)),
+            Some(Err(error)) => return Err((0, not_started(format!("a startup probe broke off: {error}")))),
+            // Nothing is asked any more, so nothing else can become due.
+            None => return Ok(()),
+        }
+    }
 }
 
 fn write_bundle(directory: &PathBuf, configuration: &serde_json::Value) -> io::Result<()> {
@@ -580,20 +785,30 @@ async fn until_released(released: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Until the first process of the instance is gone. With its launcher gone too, nobody can say how it ended.
-async fn exited(events: &mut mpsc::Receiver<Event>, link: u64, running: &Running) -> End {
+/// Until the first process of a container is gone. With its launcher gone too, nobody can say how it ended.
+async fn exited(events: &mut mpsc::Receiver<Event>, link: u64, running: &Running) -> (usize, End) {
     while let Some(event) = events.recv().await {
         match event {
-            Event::Exited(end) => return end,
+            Event::Exited(index, end) => return (index, end),
             Event::Lost(number) if number == link => break,
             Event::Lost(_) | Event::Created(_) | Event::NotStarted(_) => {}
         }
     }
-    let _ = pidfd_send_signal(&running.process, Signal::KILL);
-    while !is_gone(&running.process) {
+    for container in &running.containers {
+        let _ = pidfd_send_signal(&container.process, Signal::KILL);
+    }
+    while !running.is_gone() {
         sleep(Duration::from_millis(5)).await;
     }
-    End::Signal(Signal::KILL.as_raw())
+    (0, End::Signal(Signal::KILL.as_raw()))
+}
+
+/// Until the first process of every container is gone.
+async fn gone(events: &mut mpsc::Receiver<Event>, running: &Running) {
+    while !running.are_all_gone() {
+        // Any news is a reason to look again, and so is a moment without.
+        let _ = timeout(Duration::from_millis(5), events.recv()).await;
+    }
 }
 
 /// A pidfd is readable once its process has ended.
@@ -604,40 +819,83 @@ fn is_gone(process: &OwnedFd) -> bool {
 }
 
 impl Running {
-    pub(crate) fn is_gone(&self) -> bool {
-        is_gone(&self.process)
+    /// The ingress container's.
+    fn gate(&self) -> &Gate {
+        &self.containers[0].gate
     }
 
-    /// Lets its program run.
-    pub(crate) fn release(&self, id: &InstanceId) {
-        if let Err(error) = self.gate.open() {
+    /// Whether a container has ended, and so the instance.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.containers.iter().any(|container| is_gone(&container.process))
+    }
+
+    fn are_all_gone(&self) -> bool {
+        self.containers.iter().all(|container| is_gone(&container.process))
+    }
+
+    /// The container that the kernel killed for its memory.
+    pub(crate) fn over_memory(&self) -> Option<usize> {
+        self.containers.iter().position(|container| container.kills.count() > 0)
+    }
+
+    fn watch_memory(&self, entry: &Entry) -> io::Result<Vec<AsyncFd<OwnedFd>>> {
+        let alarms = self.containers.iter().enumerate().map(|(index, container)| {
+            let Alarm(file) = entry.groups_of(index).memory_alarm(&container.kills)?;
+            watched(file)
+        });
+        alarms.collect()
+    }
+
+    /// Lets the programs run that wait for no other.
+    pub(crate) fn release(&self, spec: &InstanceSpec) {
+        for (index, container) in spec.containers().enumerate() {
+            if container.depends_on.is_empty() {
+                self.open(index, spec);
+            }
+        }
+    }
+
+    /// Lets the program of one container run. Does nothing when it does already.
+    fn open(&self, index: usize, spec: &InstanceSpec) {
+        let container = &self.containers[index];
+        if let Err(error) = container.gate.open() {
             // Its end is then reported like any other.
-            tracing::error!(%id, %error, "cannot release an instance");
-            let _ = pidfd_send_signal(&self.process, Signal::KILL);
+            tracing::error!(id = %spec.id, index, %error, "cannot release an instance");
+            let _ = pidfd_send_signal(&container.process, Signal::KILL);
         }
     }
 }
 
-/// Until the kernel has killed a process of the instance for its memory.
-async fn killed_for_memory(alarm: &AsyncFd<OwnedFd>, kills: &MemoryKills) {
+/// Until the kernel has killed a process of a container for its memory; returns which container's.
+async fn killed_for_memory(alarms: &[AsyncFd<OwnedFd>], running: &Running) -> usize {
     loop {
-        if kills.count() > 0 {
-            return;
+        if let Some(index) = running.over_memory() {
+            return index;
         }
-        match alarm.readable().await {
-            Ok(mut ready) => {
-                let mut drain = [0; 4096];
-                let _ = rustix::io::read(alarm.get_ref(), &mut drain);
-                ready.clear_ready();
-            }
-            Err(_) => return std::future::pending().await,
-        }
+        any_alarm(alarms).await;
         // The alarm comes before the kill, or without one when memory was found after all.
         for _ in 0..200 {
-            if kills.count() > 0 {
-                return;
+            if let Some(index) = running.over_memory() {
+                return index;
             }
             sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+/// Until one of the alarms is raised; takes it back.
+async fn any_alarm(alarms: &[AsyncFd<OwnedFd>]) {
+    std::future::poll_fn(|context| {
+        let mut raised = Poll::Pending;
+        for alarm in alarms {
+            if let Poll::Ready(Ok(mut ready)) = alarm.poll_read_ready(context) {
+                let mut drain = [0; 4096];
+                let _ = rustix::io::read(alarm.get_ref(), &mut drain);
+                ready.clear_ready();
+                raised = Poll::Ready(());
+            }
+        }
+        raised
+    })
+    .await;
 }

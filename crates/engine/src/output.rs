@@ -101,11 +101,18 @@ impl Log {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn line(&self, of: &RevisionKey, instance: &InstanceId, stream: Stream, text: String) {
+    pub(crate) fn line(&self, from: &Source, text: String) {
+        let Source {
+            of,
+            instance,
+            container,
+            stream,
+        } = from.clone();
         self.send(LogLine {
             at: crate::now(),
-            of: of.clone(),
-            instance: instance.clone(),
+            of,
+            instance,
+            container,
             stream,
             severity: Severity::Default,
             text,
@@ -118,6 +125,7 @@ impl Log {
             at: crate::now(),
             of: spec.of.clone(),
             instance: spec.id.clone(),
+            container: String::new(),
             stream: Stream::System,
             severity,
             text,
@@ -134,6 +142,16 @@ impl Log {
     }
 }
 
+/// Whose lines they are.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) of: RevisionKey,
+    pub(crate) instance: InstanceId,
+    /// Empty for a container that is alone.
+    pub(crate) container: String,
+    pub(crate) stream: Stream,
+}
+
 /// The readers of one instance's output.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
@@ -143,22 +161,16 @@ pub(crate) struct Output {
 
 impl Output {
     /// Starts to read one stream and returns the end that the instance writes to.
-    pub(crate) fn open(
-        &mut self,
-        log: &Arc<Log>,
-        of: &RevisionKey,
-        instance: &InstanceId,
-        stream: Stream,
-    ) -> io::Result<OwnedFd> {
+    pub(crate) fn open(&mut self, log: &Arc<Log>, source: Source) -> io::Result<OwnedFd> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDONLY)?;
         let mut read = pipe::Receiver::from_owned_fd(read)?;
-        let (log, of, instance) = (Arc::clone(log), of.clone(), instance.clone());
+        let log = Arc::clone(log);
         let last = Arc::clone(&self.last);
         self.readers.spawn(async move {
             let say = |text: String| {
                 keep(&mut last.lock().expect("no panic while held"), &text);
-                log.line(&of, &instance, stream, text);
+                log.line(&source, text);
             };
             let mut lines = Lines::default();
             let mut buffer = vec![0; 16 << 10];

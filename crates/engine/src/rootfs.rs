@@ -49,14 +49,22 @@ pub(crate) fn leave_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// Mounts the root file system at `<place>/merged`, with `resolver` for its names. Needs a mount namespace that was left
-/// by [`leave_mounts`], and changes the working directory to `place`.
+/// What the files in `/etc` tell of names.
+#[derive(Debug)]
+pub(crate) struct Names<'a> {
+    pub(crate) resolver: Option<Ipv4Addr>,
+    /// What else `/etc/hosts` calls 127.0.0.1.
+    pub(crate) containers: &'a [String],
+}
+
+/// Mounts the root file system at `<place>/merged` and tells it `names`. Needs a mount namespace that was left by
+/// [`leave_mounts`], and changes the working directory to `place`.
 pub(crate) fn assemble(
     place: &Path,
     layers: &[PathBuf],
     ids: impl AsFd,
     first_id: u32,
-    resolver: Option<Ipv4Addr>,
+    names: &Names<'_>,
 ) -> Result<(), String> {
     mount(
         "tmpfs",
@@ -97,7 +105,21 @@ pub(crate) fn assemble(
         Some(options.as_c_str()),
     )
     .map_err(|e| describe("mount the overlay")(e.into()))?;
-    furnish(first_id, resolver).map_err(describe("write /etc and /tmp of the instance"))
+    furnish(first_id, names).map_err(describe("write /etc and /tmp of the instance"))
+}
+
+/// Makes the volumes of an instance below `place`: each a tmpfs that belongs to root inside and is open to every user
+/// there. Whoever writes a page is charged for it.
+pub(crate) fn make_volumes(place: &Path, sizes: &[u64], first_id: u32) -> io::Result<()> {
+    for (index, size) in sizes.iter().enumerate() {
+        let point = place.join(index.to_string());
+        fs::DirBuilder::new().recursive(true).mode(0o711).create(&point)?;
+        let options = format!("mode=1777,uid={first_id},gid={first_id},size={size}");
+        let options = std::ffi::CString::new(options).expect("no zero byte in it");
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("tmpfs", &point, "tmpfs", flags, Some(options.as_c_str()))?;
+    }
+    Ok(())
 }
 
 /// Mounts `layer` at `point`, read-only, its ids shifted by the mapping of the user namespace `ids`.
@@ -140,7 +162,7 @@ fn shifted(layer: &Path, ids: impl AsFd, point: &str) -> io::Result<()> {
 
 /// Puts what every instance has into its root: `/tmp` for everybody, and the network's files in `/etc`. Paths are
 /// resolved as the instance would, so that no link of an image leads out.
-fn furnish(first_id: u32, resolver: Option<Ipv4Addr>) -> io::Result<()> {
+fn furnish(first_id: u32, names: &Names<'_>) -> io::Result<()> {
     let root = rustix::fs::open(
         MERGED,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -153,8 +175,13 @@ fn furnish(first_id: u32, resolver: Option<Ipv4Addr>) -> io::Result<()> {
         return Ok(());
     };
     let address = crate::network::ADDRESS;
-    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n{address} {HOST_NAME}\n");
-    let resolv = match resolver {
+    let mut hosts = format!("127.0.0.1 localhost\n::1 localhost\n{address} {HOST_NAME}\n");
+    for name in names.containers {
+        hosts.push_str("127.0.0.1 ");
+        hosts.push_str(name);
+        hosts.push('\n');
+    }
+    let resolv = match names.resolver {
         // A question that gets lost, as the first may, is soon asked again.
         Some(address) => format!("nameserver {address}\noptions timeout:1 attempts:5\n"),
         None => "# This instance has no network beyond its own loopback.\n".to_owned(),

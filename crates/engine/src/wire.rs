@@ -36,6 +36,7 @@ pub(crate) enum Order {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Start {
+    /// The runtime's name of the container.
     pub(crate) id: String,
     /// Lowest first.
     pub(crate) layers: Vec<PathBuf>,
@@ -46,6 +47,10 @@ pub(crate) struct Start {
     /// What runs it when it is of the first generation.
     #[serde(default)]
     pub(crate) gvisor: Option<Gvisor>,
+    /// What else `/etc/hosts` calls 127.0.0.1: every container of an instance that has several.
+    pub(crate) names: Vec<String>,
+    /// The most bytes of each volume; made with the first container.
+    pub(crate) volumes: Vec<u64>,
 }
 
 /// From the launcher to the server.

@@ -1,6 +1,8 @@
 //! Real instances on this machine: needs root, crun and rustc. Every test has an engine of its own and proves at its
 //! end that nothing of it is left.
 
+#[path = "engine/company.rs"]
+mod company;
 #[path = "engine/contract.rs"]
 mod contract;
 #[path = "engine/cpu.rs"]

@@ -240,6 +240,8 @@ impl InstanceState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exit {
     pub cause: ExitCause,
+    /// The container whose end it was, by name, where there are several.
+    pub container: Option<String>,
     /// Whether it was ready before.
     pub was_ready: bool,
     /// The last lines of its output, oldest first; at most 20 lines of at most 500 characters.
@@ -322,6 +324,9 @@ impl Exit {
             }
             ExitCause::Stopped => "The container was stopped before it was ready.".to_owned(),
         };
+        if let Some(container) = &self.container {
+            message.insert_str(0, &format!("Container \"{container}\": "));
+        }
         if !self.last_lines.is_empty() {
             message.push_str(" Last log lines:\n");
             message.push_str(&self.last_lines.join("\n"));
@@ -391,13 +396,17 @@ mod tests {
     fn a_failure_names_code_and_last_lines() {
         let exit = Exit {
             cause: ExitCause::Code(3),
+            container: Some("agent".to_owned()),
             was_ready: false,
             last_lines: vec!["boom".to_owned()],
         };
         let (reason, message) = exit.failure(8080);
         assert_eq!(reason, Reason::HealthCheckContainerError);
         assert!(
-            message.contains("exit code 3") && message.contains("PORT=8080") && message.ends_with("boom"),
+            message.starts_with("Container \"agent\": ")
+                && message.contains("exit code 3")
+                && message.contains("PORT=8080")
+                && message.ends_with("boom"),
             "{message}"
         );
     }

@@ -42,6 +42,9 @@ pub struct LogLine {
     pub at: Timestamp,
     pub of: RevisionKey,
     pub instance: InstanceId,
+    /// Which of the instance's containers wrote it; empty for one that is alone, and for what Homerun says.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub container: String,
     pub stream: Stream,
     #[serde(default, skip_serializing_if = "Severity::is_default")]
     pub severity: Severity,

@@ -28,6 +28,7 @@ fn line(of: RevisionKey, text: impl Into<String>) -> Entry {
         at: Timestamp::from_micros(1),
         of,
         instance: InstanceId::new([7; 12]),
+        container: String::new(),
         stream: Stream::Stdout,
         severity: Severity::Default,
         text: text.into(),

@@ -95,7 +95,7 @@ fn a_killed_instance_costs_the_requests_it_had() {
     let url = pair.url.clone();
     let process = pair.user.ok("pgrep -f '^/broken serve$'");
     pair.user.ok(&format!(
-        "curl -o /dev/null -w '%{{http_code}}' '{url}/sleep?ms=20000' > held & sleep 0.5"
+        "curl -o /dev/null -w '%{{http_code}}' '{url}/sleep?ms=20000' > held & sleep 2"
     ));
     // Of this Homerun, by its own root: others may run the same program.
     let own: Vec<&str> = process.lines().filter(|pid| is_of(pid, &pair.user)).collect();

@@ -170,6 +170,7 @@ mod tests {
         assert_eq!(show(&observed), (named(&["one"]), 0, 1, 1, 2));
         let exit = Exit {
             cause: ExitCause::Stopped,
+            container: None,
             was_ready: true,
             last_lines: vec![],
         };

@@ -226,6 +226,7 @@ fn failed_starts_back_off_and_are_counted() {
     assert_eq!(starts(&world.look().0), 1);
     let exit = Exit {
         cause: ExitCause::Code(1),
+        container: None,
         was_ready: false,
         last_lines: vec![],
     };
@@ -264,6 +265,7 @@ impl World {
         let was_ready = instance.state == InstanceState::Ready;
         instance.state = InstanceState::Stopped(Exit {
             cause,
+            container: None,
             was_ready,
             last_lines: vec![],
         });

@@ -39,11 +39,11 @@ pub(crate) fn configuration(
         "ociVersion": "1.0.2",
         "hostname": HOST_NAME,
         "root": {"path": ROOT, "readonly": false},
-        "process": bundle::process(spec, config, user, lodging)?,
+        "process": bundle::process(&spec.container, config, user, lodging)?,
         "mounts": mounts(spec, lodging.one_tree),
         "linux": {
             "namespaces": namespaces,
-            "resources": bundle::resources(spec, lodging),
+            "resources": bundle::resources(spec, &spec.container, lodging),
         },
     }))
 }

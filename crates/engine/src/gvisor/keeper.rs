@@ -95,13 +95,11 @@ pub(crate) fn create(making: &Making<'_>) -> Result<(), String> {
         .map_err(describe("enter the instance's control groups"))?;
 
     rootfs::leave_mounts().map_err(describe("leave the mounts"))?;
-    rootfs::assemble(
-        &making.run.place(),
-        making.layers,
-        making.ids,
-        making.first_id,
-        making.resolver,
-    )?;
+    let names = rootfs::Names {
+        resolver: making.resolver,
+        containers: &[],
+    };
+    rootfs::assemble(&making.run.place(), making.layers, making.ids, making.first_id, &names)?;
     furnish(making, &text).map_err(describe("furnish the room of the instance"))?;
     // SAFETY: a new network namespace gives no access to memory or files of others.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }

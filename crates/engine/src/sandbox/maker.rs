@@ -78,13 +78,11 @@ fn make(given: &Given<'_>) -> Result<(), String> {
 
     let begin = Instant::now();
     rootfs::leave_mounts().map_err(describe("leave the mounts"))?;
-    rootfs::assemble(
-        place,
-        &start.layers,
-        ids,
-        start.first_id,
-        way_out.map(|_| egress::RESOLVER),
-    )?;
+    let names = rootfs::Names {
+        resolver: way_out.map(|_| egress::RESOLVER),
+        containers: &start.names,
+    };
+    rootfs::assemble(place, &start.layers, ids, start.first_id, &names)?;
     spent.rootfs = micros(begin);
 
     // Before the step into the user namespace, as the machine's root, whose quota of keys is no instance's.

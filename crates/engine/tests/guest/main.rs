@@ -222,6 +222,17 @@ fn answer(path: &str) -> String {
                 "held".to_owned()
             }))
         }
+        "fetch" => {
+            // /fetch/host:port/path: asks another server, as this container sees it
+            let (server, path) = rest.split_once('/').unwrap();
+            shown((|| {
+                let mut stream = std::net::TcpStream::connect(server)?;
+                write!(stream, "GET /{path} HTTP/1.1\r\nHost: {server}\r\n\r\n")?;
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer)?;
+                Ok(answer.split_once("\r\n\r\n").unwrap_or_default().1.to_owned())
+            })())
+        }
         "count" => COUNT.load(Ordering::Relaxed).to_string(),
         "say" => {
             println!("{rest}");
