@@ -18,7 +18,7 @@ fn pair(lab: &Lab, side: &[&str]) -> InstanceSpec {
         volume: "scratch".to_owned(),
         path: path.to_owned(),
     };
-    spec.container.name = "app".to_owned();
+    "app".clone_into(&mut spec.container.name);
     spec.container.mounts = vec![mount("/scratch")];
     spec.volumes = vec![Volume {
         name: "scratch".to_owned(),
