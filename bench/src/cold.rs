@@ -24,8 +24,8 @@ const ROUNDS: usize = 30;
 /// Nothing happens before each start: a loop without a pause would hide what a start after idle costs.
 const IDLE: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Until what was parked anew after the last start is there.
-const REFILL: Duration = Duration::from_millis(700);
+/// Until what was parked anew after the last start is there: that begins two seconds after it.
+const REFILL: Duration = Duration::from_millis(2700);
 const PEER_ROUNDS: usize = 5;
 
 /// Two figures are made of these rounds.

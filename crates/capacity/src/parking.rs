@@ -15,8 +15,9 @@ use crate::machine::{Pressure, reserve};
 
 /// What a parked sandbox takes, with what the kernel keeps for it; measured 0.2 to 0.4 MiB.
 const COST: u64 = 1 << 20;
-/// Most of all revisions together; and never more than a sixty-fourth of the machine's memory holds.
-const MOST: u64 = 256;
+/// Most of all revisions together, when nothing else is said; and never more than a sixty-fourth of the machine's memory
+/// holds.
+pub const MOST: u32 = 256;
 /// Most of one revision for each CPU.
 const BURST_PER_CPU: u32 = 8;
 /// Nobody called for so long: none.
@@ -51,8 +52,8 @@ pub struct Parking {
     pub make: u32,
 }
 
-/// Decides for all revisions at once. `quiet`: nothing starts anywhere.
-pub fn decide(candidates: &[Candidate], room: &Room, pressure: Pressure, quiet: bool) -> Vec<Parking> {
+/// Decides for all revisions at once. `quiet`: nothing starts anywhere. `most`: of all revisions together.
+pub fn decide(candidates: &[Candidate], most: u32, room: &Room, pressure: Pressure, quiet: bool) -> Vec<Parking> {
     let mut decided = vec![Parking::default(); candidates.len()];
     if pressure != Pressure::Calm {
         return decided;
@@ -60,7 +61,9 @@ pub fn decide(candidates: &[Candidate], room: &Room, pressure: Pressure, quiet: 
     let parked: u64 = candidates.iter().map(|candidate| u64::from(candidate.parked)).sum();
     // What they take already is not available any more: it counts with what is.
     let spare = (room.memory_bytes + parked * COST).saturating_sub(2 * reserve(room.memory_total_bytes));
-    let mut left = MOST.min(room.memory_total_bytes / 64 / COST).min(spare / 8 / COST);
+    let mut left = u64::from(most)
+        .min(room.memory_total_bytes / 64 / COST)
+        .min(spare / 8 / COST);
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by_key(|index| (candidates[*index].called, Reverse(candidates[*index].parked)));
     let wish = |candidate: &Candidate| {
@@ -112,7 +115,7 @@ mod tests {
     }
 
     fn one(candidate: Candidate, pressure: Pressure, quiet: bool) -> (u32, u32) {
-        let decided = decide(&[candidate], &room(3000), pressure, quiet);
+        let decided = decide(&[candidate], MOST, &room(3000), pressure, quiet);
         (decided[0].keep, decided[0].make)
     }
 
@@ -160,7 +163,7 @@ mod tests {
             memory_bytes: 20 << 30,
             ..room(0)
         };
-        let decided = decide(&many, &large, Pressure::Calm, true);
+        let decided = decide(&many, MOST, &large, Pressure::Calm, true);
         let kept: Vec<u32> = decided.iter().map(|parking| parking.keep).collect();
         assert_eq!(kept.iter().sum::<u32>(), 256);
         assert!(kept[..144].iter().all(|keep| *keep == 0), "called longest ago");
@@ -177,7 +180,7 @@ mod tests {
         ) {
             let candidates: Vec<Candidate> = bursts.into_iter()
                 .map(|(burst, parked)| Candidate { burst, parked, ..candidate() }).collect();
-            let decided = decide(&candidates, &room(available), Pressure::Calm, true);
+            let decided = decide(&candidates, MOST, &room(available), Pressure::Calm, true);
             let made: u64 = decided.iter().map(|parking| u64::from(parking.make)).sum();
             let kept: u64 = decided.iter().map(|parking| u64::from(parking.keep)).sum();
             let parked: u64 = candidates.iter().map(|candidate| u64::from(candidate.parked)).sum();

@@ -118,6 +118,8 @@ pub(crate) struct Seen<'a> {
     /// Routings that are about to be written: a revision that they reach is reached.
     pub(crate) due: &'a BTreeMap<ServiceKey, Routed>,
     pub(crate) idle_retention: Duration,
+    /// Most parked sandboxes of all revisions together.
+    pub(crate) parked: u32,
     pub(crate) room: &'a Room,
     pub(crate) at: Timestamp,
 }

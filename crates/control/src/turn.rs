@@ -55,6 +55,8 @@ pub struct Links {
     pub site: Site,
     /// How long an instance without a request is kept.
     pub idle_retention: Duration,
+    /// Most parked sandboxes of all revisions together.
+    pub parked: u32,
     /// What the ingress counts now: of all revisions, or of these.
     pub demand: DemandOf,
     /// Rung by the ingress when a request had to wait.
@@ -377,6 +379,7 @@ impl Control {
             demand: &demand,
             due,
             idle_retention: self.links.idle_retention,
+            parked: self.links.parked,
             room: &room,
             at: (self.links.now)(),
         };

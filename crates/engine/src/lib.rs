@@ -43,6 +43,7 @@ mod room;
 mod rootfs;
 mod sandbox;
 mod seccomp;
+mod settings;
 mod sweep;
 mod usage;
 mod watched;
@@ -62,8 +63,7 @@ use std::{
 
 use image::Images;
 use model::{
-    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Room, StartRecord,
-    Timestamp,
+    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, Observed, Room, StartRecord, Timestamp,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -92,55 +92,12 @@ pub use crate::{
     ids::FIRST_ID,
     launch::LaunchError,
     launcher::{LAUNCHER, launcher_main},
+    settings::{Egress, Maker, Settings},
     sweep::sweep_dead,
 };
 
 /// How long a dying Homerun of the same data directory may take to be gone.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(15);
-
-/// What an engine is made of.
-#[derive(Debug)]
-pub struct Settings {
-    /// Only told to people who look into `/run/homerun`.
-    pub data_dir: PathBuf,
-    /// 8 lower-case hex digits of the data directory; in the name of everything that the machine shares.
-    pub id8: String,
-    pub images: Images,
-    /// Where lines of output go. Lines that find it full are dropped and counted.
-    pub log: mpsc::Sender<LogLine>,
-    /// Where records of starts go, once for each instance that became ready. One that finds it full is dropped.
-    pub starts: mpsc::Sender<StartRecord>,
-    /// A binary that calls [`launcher_main`] when its first argument is [`LAUNCHER`].
-    pub launcher: PathBuf,
-    /// `crun`, or a path to it.
-    pub runtime: PathBuf,
-    /// Where instances may call.
-    pub egress: Egress,
-    /// Who makes the sandboxes of gen2.
-    pub maker: Maker,
-    /// Directories in which gVisor's `runsc` is looked for, as in `PATH`.
-    pub gvisor_path: std::ffi::OsString,
-    /// The first user and group id that instances run with; [`FIRST_ID`] unless something else has these.
-    pub first_id: u32,
-}
-
-/// Where instances may call, as far as the machine allows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Egress {
-    /// Nowhere: loopback only.
-    Off,
-    /// The public internet, and a resolver.
-    Internet,
-}
-
-/// Who makes a sandbox of gen2 from its OCI configuration. Both make the same one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Maker {
-    /// This crate; for what it cannot do, crun.
-    #[default]
-    Own,
-    Crun,
-}
 
 /// Runs instances on this machine. Dropped without [`Engine::shutdown`], its instances are killed.
 #[derive(Debug)]

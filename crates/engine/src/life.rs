@@ -8,20 +8,19 @@
 //! namespaces that the others join; they are started in the order of their dependencies; the end of one is the end of
 //! all.
 
+mod order;
+mod prepare;
+mod running;
+mod verdict;
+
 use std::{
-    fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    },
-    path::PathBuf,
+    io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, OnceLock},
-    task::Poll,
     time::Duration,
 };
 
-use image::Digest;
-use model::{ContainerSpec, Exit, ExitCause, InstanceSpec, Sandbox, Severity, Stream, Volume, VolumeSource};
+use model::{ContainerSpec, Exit, ExitCause, InstanceSpec, Sandbox, Severity, Stream};
 use rustix::{
     fs::{Gid, Uid},
     process::{Signal, pidfd_send_signal},
@@ -29,24 +28,29 @@ use rustix::{
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
-    task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
+use order::started;
+use prepare::{Prepared, furnish, prepare, size_of_volume};
+pub(crate) use running::Running;
+use running::{Container, exited, gone, killed_for_memory};
+pub(crate) use verdict::chain;
+use verdict::{never_executed, not_started};
+
 use crate::{
-    Inner, Maker,
-    bundle::{self, Lodging},
-    cgroup::{Alarm, Groups, Layout, MemoryKills},
+    Inner,
+    cgroup::Groups,
     company,
     cpu::Cpu,
-    gate::{self, Gate, Way},
-    gvisor::{self, Gvisor},
+    gate::{Gate, Way},
+    gvisor,
     ids::Range,
     launch::Link,
     output::{Output, Source},
     phases::{Moments, Ordered},
     probe, process,
-    sandbox::{Plan, Spent},
+    sandbox::Spent,
     watched::watched,
     wire::{End, Order, Start},
 };
@@ -77,21 +81,6 @@ pub(crate) struct Entry {
     pub(crate) cpu: Arc<Cpu>,
     pub(crate) running: OnceLock<Running>,
     pub(crate) over: OnceLock<ExitCause>,
-}
-
-/// What is there once every container of the instance has a process.
-#[derive(Debug)]
-pub(crate) struct Running {
-    pub(crate) network: OwnedFd,
-    /// In the spec's order, the ingress container first.
-    containers: Vec<Container>,
-}
-
-#[derive(Debug)]
-struct Container {
-    process: OwnedFd,
-    gate: Gate,
-    kills: MemoryKills,
 }
 
 /// What the launcher reports of one instance.
@@ -148,36 +137,6 @@ struct Life {
     ready: bool,
     /// The container whose end it was, or will be.
     culprit: usize,
-}
-
-fn not_started(why: impl Into<String>) -> ExitCause {
-    ExitCause::NotStarted(why.into())
-}
-
-/// The runtime only finds out that a file is no program once the instance is released, and then says so as the
-/// instance itself: on its standard error, with an exit code of 1.
-fn never_executed(cause: ExitCause, last_lines: &[String]) -> ExitCause {
-    match (&cause, last_lines) {
-        (ExitCause::Code(1), [only]) if only.starts_with("exec container process ") => {
-            ExitCause::NotStarted(only.clone())
-        }
-        (ExitCause::Code(1), [.., last]) if last.starts_with(gvisor::NOT_STARTED) => {
-            ExitCause::NotStarted(last[gvisor::NOT_STARTED.len()..].to_owned())
-        }
-        _ => cause,
-    }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 impl Life {
@@ -611,162 +570,6 @@ impl Entry {
     }
 }
 
-/// What is made before the launcher is asked for one container.
-struct Prepared {
-    /// Lowest first.
-    layers: Vec<PathBuf>,
-    /// Of the output's pipes.
-    owner: (u32, u32),
-    /// None: crun or runsc makes the sandbox.
-    plan: Option<Box<Plan>>,
-    /// What runs the first generation.
-    gvisor: Option<Gvisor>,
-}
-
-/// The images of all containers, in the spec's order; or whose is not to be had, and why.
-async fn prepare(engine: &Arc<Inner>, entry: &Arc<Entry>) -> Result<Vec<image::Unpacked>, (usize, ExitCause)> {
-    if entry.spec.sandbox == Sandbox::Gen1 && !entry.spec.sidecars.is_empty() {
-        let why = "several containers are not served in the first generation execution environment, only in gen2";
-        return Err((0, not_started(why)));
-    }
-    let mut prepared = Vec::new();
-    for (index, container) in entry.spec.containers().enumerate() {
-        let unpacked = async {
-            let digest: Digest = container
-                .image
-                .parse()
-                .map_err(|error: image::DigestError| chain(&error))?;
-            engine.images.ensure(&digest).await.map_err(|error| chain(&error))
-        };
-        prepared.push(unpacked.await.map_err(|why| (index, ExitCause::NotStarted(why)))?);
-    }
-    Ok(prepared)
-}
-
-/// User and bundle of one container.
-fn furnish(
-    engine: &Inner,
-    entry: &Entry,
-    index: usize,
-    unpacked: image::Unpacked,
-    gvisor: Option<Gvisor>,
-    joins: Option<i32>,
-) -> Result<Prepared, String> {
-    let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
-    let spec = &entry.spec;
-    let id = spec.id.as_str();
-    let first_id = entry.first_id;
-    let merged = engine.run.merged();
-    let below = if spec.sidecars.is_empty() {
-        String::new()
-    } else {
-        format!("/c{index}")
-    };
-    let groups = format!("/{}/{id}{below}", crate::cgroup::parent_name(&engine.id8));
-    let lodging = Lodging {
-        root: &merged,
-        first_id,
-        groups,
-        one_tree: matches!(engine.layout, Layout::V2 { .. }),
-        limits_swap: engine.limits_swap,
-        open_files: engine.open_files,
-        volumes: &engine.run.volumes(id),
-        joins,
-    };
-    let container = spec.containers().nth(index).expect("one of the spec's");
-    let config = &unpacked.config;
-    let configuration = match spec.sandbox {
-        Sandbox::Gen1 => gvisor::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
-        Sandbox::Gen2 => bundle::configuration(spec, container, config, &user, &lodging).map_err(|error| chain(&error)),
-    }?;
-    let bundle = engine.run.bundle(&company::runtime_name(&spec.id, index));
-    let written = write_bundle(&bundle, &configuration).and_then(|()| {
-        let parked = !*entry.released.borrow();
-        if parked { gate::mark(&bundle) } else { Ok(()) }
-    });
-    written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
-    // Our own sandboxes have one container, and know no volumes.
-    let own = spec.sidecars.is_empty() && container.mounts.is_empty() && gvisor.is_none();
-    let plan = match engine.maker {
-        Maker::Own if own => match Plan::read(&configuration, &engine.layout) {
-            Ok(plan) => Some(Box::new(plan)),
-            Err(why) => {
-                tracing::warn!(id, "crun makes this instance: our own launcher does not know {why}");
-                None
-            }
-        },
-        Maker::Own | Maker::Crun => None,
-    };
-    Ok(Prepared {
-        layers: unpacked.layers,
-        owner: (first_id + user.uid, first_id + user.gid),
-        plan,
-        gvisor,
-    })
-}
-
-/// What a volume may hold: never more than the memory of all containers (Admin API, `sizeLimit`).
-fn size_of_volume(volume: &Volume, spec: &InstanceSpec) -> u64 {
-    let VolumeSource::Memory { size_limit } = &volume.source;
-    let most = spec.memory_bytes();
-    size_limit.as_ref().map_or(most, |limit| limit.bytes().min(most))
-}
-
-/// Starts the containers in the order of their dependencies, until all have started; or which has not, and why.
-async fn started(engine: Arc<Inner>, entry: Arc<Entry>) -> Result<(), (usize, ExitCause)> {
-    let spec = &entry.spec;
-    let running = entry.running.get().expect("set by begin");
-    let containers: Vec<&ContainerSpec> = spec.containers().collect();
-    let mut begun = vec![false; containers.len()];
-    let mut done = vec![false; containers.len()];
-    let mut probing = JoinSet::new();
-    loop {
-        loop {
-            let due = company::due(&containers, &begun, &done);
-            for index in &due {
-                begun[*index] = true;
-                running.open(*index, spec);
-                let probe = match (index, &containers[*index].startup_probe) {
-                    (0, _) => Some(spec.startup_probe()),
-                    (_, probe) => probe.clone(),
-                };
-                let Some(probe) = probe else {
-                    done[*index] = true;
-                    continue;
-                };
-                let (engine, entry, index) = (Arc::clone(&engine), Arc::clone(&entry), *index);
-                probing.spawn(async move {
-                    let running = entry.running.get().expect("set by begin");
-                    let spec = &entry.spec;
-                    let container = spec.containers().nth(index).expect("one of the spec's");
-                    let started = probe::until_started(&engine, spec, container, &probe, &running.network).await;
-                    (index, started)
-                });
-            }
-            if due.is_empty() {
-                break;
-            }
-        }
-        match probing.join_next().await {
-            Some(Ok((index, Ok(())))) => done[index] = true,
-            Some(Ok((index, Err(cause)))) => return Err((index, cause)),
-            Some(Err(error)) => return Err((0, not_started(format!("a startup probe broke off: {error}")))),
-            // Nothing is asked any more, so nothing else can become due.
-            None => return Ok(()),
-        }
-    }
-}
-
-fn write_bundle(directory: &PathBuf, configuration: &serde_json::Value) -> io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(directory)?;
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(directory.join("config.json"))?;
-    io::Write::write_all(&mut file, &serde_json::to_vec(configuration)?)
-}
-
 /// Until a stop is asked for; returns its grace.
 async fn asked_to_stop(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
     loop {
@@ -783,119 +586,4 @@ async fn until_released(released: &mut watch::Receiver<bool>) {
     if released.wait_for(|released| *released).await.is_err() {
         std::future::pending::<()>().await;
     }
-}
-
-/// Until the first process of a container is gone. With its launcher gone too, nobody can say how it ended.
-async fn exited(events: &mut mpsc::Receiver<Event>, link: u64, running: &Running) -> (usize, End) {
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Exited(index, end) => return (index, end),
-            Event::Lost(number) if number == link => break,
-            Event::Lost(_) | Event::Created(_) | Event::NotStarted(_) => {}
-        }
-    }
-    for container in &running.containers {
-        let _ = pidfd_send_signal(&container.process, Signal::KILL);
-    }
-    while !running.is_gone() {
-        sleep(Duration::from_millis(5)).await;
-    }
-    (0, End::Signal(Signal::KILL.as_raw()))
-}
-
-/// Until the first process of every container is gone.
-async fn gone(events: &mut mpsc::Receiver<Event>, running: &Running) {
-    while !running.are_all_gone() {
-        // Any news is a reason to look again, and so is a moment without.
-        let _ = timeout(Duration::from_millis(5), events.recv()).await;
-    }
-}
-
-/// A pidfd is readable once its process has ended.
-fn is_gone(process: &OwnedFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&none)).is_ok_and(|ready| ready > 0)
-}
-
-impl Running {
-    /// The ingress container's.
-    fn gate(&self) -> &Gate {
-        &self.containers[0].gate
-    }
-
-    /// Whether a container has ended, and so the instance.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.containers.iter().any(|container| is_gone(&container.process))
-    }
-
-    fn are_all_gone(&self) -> bool {
-        self.containers.iter().all(|container| is_gone(&container.process))
-    }
-
-    /// The container that the kernel killed for its memory.
-    pub(crate) fn over_memory(&self) -> Option<usize> {
-        self.containers.iter().position(|container| container.kills.count() > 0)
-    }
-
-    fn watch_memory(&self, entry: &Entry) -> io::Result<Vec<AsyncFd<OwnedFd>>> {
-        let alarms = self.containers.iter().enumerate().map(|(index, container)| {
-            let Alarm(file) = entry.groups_of(index).memory_alarm(&container.kills)?;
-            watched(file)
-        });
-        alarms.collect()
-    }
-
-    /// Lets the programs run that wait for no other.
-    pub(crate) fn release(&self, spec: &InstanceSpec) {
-        for (index, container) in spec.containers().enumerate() {
-            if container.depends_on.is_empty() {
-                self.open(index, spec);
-            }
-        }
-    }
-
-    /// Lets the program of one container run. Does nothing when it does already.
-    fn open(&self, index: usize, spec: &InstanceSpec) {
-        let container = &self.containers[index];
-        if let Err(error) = container.gate.open() {
-            // Its end is then reported like any other.
-            tracing::error!(id = %spec.id, index, %error, "cannot release an instance");
-            let _ = pidfd_send_signal(&container.process, Signal::KILL);
-        }
-    }
-}
-
-/// Until the kernel has killed a process of a container for its memory; returns which container's.
-async fn killed_for_memory(alarms: &[AsyncFd<OwnedFd>], running: &Running) -> usize {
-    loop {
-        if let Some(index) = running.over_memory() {
-            return index;
-        }
-        any_alarm(alarms).await;
-        // The alarm comes before the kill, or without one when memory was found after all.
-        for _ in 0..200 {
-            if let Some(index) = running.over_memory() {
-                return index;
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-/// Until one of the alarms is raised; takes it back.
-async fn any_alarm(alarms: &[AsyncFd<OwnedFd>]) {
-    std::future::poll_fn(|context| {
-        let mut raised = Poll::Pending;
-        for alarm in alarms {
-            if let Poll::Ready(Ok(mut ready)) = alarm.poll_read_ready(context) {
-                let mut drain = [0; 4096];
-                let _ = rustix::io::read(alarm.get_ref(), &mut drain);
-                ready.clear_ready();
-                raised = Poll::Ready(());
-            }
-        }
-        raised
-    })
-    .await;
 }

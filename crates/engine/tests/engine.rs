@@ -17,6 +17,8 @@ mod egress;
 mod ends;
 #[path = "engine/equal.rs"]
 mod equal;
+#[path = "engine/figures.rs"]
+mod figures;
 #[path = "engine/generations.rs"]
 mod generations;
 #[path = "engine/images.rs"]

@@ -33,6 +33,9 @@ pub(crate) struct Flags {
     /// How long an instance without a request is kept, such as 90s or 15m [default: 15m]
     #[arg(long, env = "HOMERUN_IDLE_RETENTION", value_name = "TIME", value_parser = duration)]
     idle_retention: Option<Duration>,
+    /// Most sandboxes that are made in advance and wait for their start, of all revisions together [default: 256]
+    #[arg(long, env = "HOMERUN_PARKED", value_name = "COUNT")]
+    parked: Option<u32>,
     /// Below which services have their hosts [default: a.run.localhost]
     #[arg(long, env = "HOMERUN_DOMAIN", value_name = "DOMAIN", value_parser = domain)]
     domain: Option<String>,
@@ -69,6 +72,7 @@ struct File {
     http: Option<SocketAddr>,
     https: Option<SocketAddr>,
     idle_retention: Option<String>,
+    parked: Option<u32>,
     domain: Option<String>,
     project: Option<ProjectId>,
     region: Option<Region>,
@@ -86,6 +90,7 @@ pub(crate) struct Config {
     pub(crate) http: SocketAddr,
     pub(crate) https: SocketAddr,
     pub(crate) idle_retention: Duration,
+    pub(crate) parked: u32,
     pub(crate) domain: String,
     pub(crate) project: ProjectId,
     pub(crate) region: Region,
@@ -139,6 +144,7 @@ impl Config {
             api: flags.api.or(file.api).unwrap_or(loopback(8787)),
             http: flags.http.or(file.http).unwrap_or(loopback(8081)),
             https: flags.https.or(file.https).unwrap_or(loopback(8443)),
+            parked: flags.parked.or(file.parked).unwrap_or(capacity::parking::MOST),
             idle_retention: flags
                 .idle_retention
                 .or(file_retention)

@@ -142,6 +142,7 @@ impl Homerun {
             images: images.clone(),
             site: site.clone(),
             idle_retention: config.idle_retention,
+            parked: config.parked,
             demand: {
                 let ingress = ingress.clone();
                 Box::new(move |of| match of {

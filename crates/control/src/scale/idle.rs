@@ -182,7 +182,7 @@ impl Scaling {
             parked.push(reserve.into_iter().map(|(id, _)| id).collect());
         }
         let mut left = seen.room.cpus.max(1) * PARKS_PER_CPU;
-        let decided = parking::decide(&candidates, seen.room, self.pressure, quiet);
+        let decided = parking::decide(&candidates, seen.parked, seen.room, self.pressure, quiet);
         let mut given_up = Vec::new();
         for (((key, candidate), parking), parked) in keys.iter().zip(&candidates).zip(&decided).zip(&parked) {
             let make = parking.make.min(left);

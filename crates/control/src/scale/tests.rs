@@ -60,6 +60,7 @@ impl World {
             demand: &self.demand,
             due: &BTreeMap::new(),
             idle_retention: Duration::from_secs(3),
+            parked: capacity::parking::MOST,
             room: &self.room,
             at: Timestamp::from_micros(i64::try_from(self.now.0).expect("small") * 1000),
         };
@@ -383,6 +384,7 @@ fn under_pressure_the_longest_idle_go_early_but_not_the_minimum() {
             demand: &world.demand,
             due: &BTreeMap::new(),
             idle_retention: Duration::from_mins(15),
+            parked: capacity::parking::MOST,
             room: &world.room,
             at: Timestamp::from_micros(1),
         };
@@ -543,6 +545,7 @@ fn a_turn_for_a_bell_is_short_among_a_thousand_services() {
             demand,
             due: &BTreeMap::new(),
             idle_retention: Duration::from_mins(15),
+            parked: capacity::parking::MOST,
             room: &room,
             at: Timestamp::from_micros(1),
         };
