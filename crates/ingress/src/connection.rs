@@ -31,6 +31,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use crate::{
     Arrival, Ingress, Tunnel,
     listen::Limits,
+    parting::Parting,
     upstream::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
@@ -66,7 +67,7 @@ pub(crate) async fn serve(
         None => {}
         Some(Begun::Plain(stream, is_http2)) => {
             let arrival = Arrival::new(ip, Scheme::Http);
-            converse(ingress, stream, is_http2, arrival, limits, stop).await;
+            converse(ingress, Parting::new(stream), is_http2, arrival, limits, stop).await;
         }
         Some(Begun::Encrypted(stream)) => {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

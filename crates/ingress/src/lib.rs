@@ -19,6 +19,7 @@ mod forward;
 mod gate;
 mod header;
 pub mod listen;
+mod parting;
 mod record;
 mod refusal;
 mod request;

@@ -305,3 +305,37 @@ async fn a_length_over_32_mib_is_refused_and_a_stream_is_not() {
     let streamed = whole(client.begin(request).await.expect("a head")).await;
     assert_eq!((streamed.status, streamed.text.len()), (200, size));
 }
+
+/// The client sends on after it was refused, as curl may, and reads only then.
+#[tokio::test]
+async fn a_client_that_is_refused_in_its_upload_reads_why() {
+    let stage = ready_stage(&Settings::default()).await;
+    let server = Server::start(Protocol::Http1, |request| async move {
+        let _ = http_body_util::BodyExt::collect(request.into_body()).await;
+        http::Response::new(empty())
+    })
+    .await;
+    stage.place(id(1), &server);
+    let piece = [b"100000\r\n".as_slice(), &vec![b'x'; 1 << 20], b"\r\n"].concat();
+    for _ in 0..5 {
+        let mut client = tokio::net::TcpStream::connect(stage.http).await.expect("connects");
+        let head = format!(
+            "POST / HTTP/1.1\r\nhost: {}\r\ntransfer-encoding: chunked\r\n\r\n",
+            stage.host()
+        );
+        client.write_all(head.as_bytes()).await.expect("written");
+        for _ in 0..40 {
+            client
+                .write_all(&piece)
+                .await
+                .expect("what comes too late is taken, and dropped");
+        }
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.expect("read");
+        assert!(
+            answer.starts_with(b"HTTP/1.1 413 "),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+}
