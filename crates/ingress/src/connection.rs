@@ -1,7 +1,8 @@
 //! One client connection: which protocol it speaks, its requests, its end.
 //!
-//! A connection that a request upgraded goes on as that request's tunnel. A connection without a request in progress for [`Limits::quiet`] is closed: a client that opens it and says nothing,
-//! or half a head, or falls silent between requests, holds nothing for long.
+//! A connection that a request upgraded goes on as that request's tunnel. A connection without a request in progress for
+//! [`Limits::quiet`] is closed: a client that opens it and says nothing, or half a head, or falls silent between
+//! requests, holds nothing for long.
 
 use std::{
     convert::Infallible,
@@ -14,7 +15,7 @@ use std::{
 
 use http::Request;
 use hyper::{
-    body::Incoming,
+    body::{Body as _, Incoming},
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -31,7 +32,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use crate::{
     Arrival, Ingress, Tunnel,
     listen::Limits,
-    parting::Parting,
+    parting::{Parting, Sending},
     upstream::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
 
@@ -58,8 +59,9 @@ pub(crate) async fn serve(
     // A peer that is gone already is seen at the first read.
     let _ = stream.set_nodelay(true);
     let mut stopping = stop.clone();
+    let sending = Sending::default();
     let begun = tokio::select! {
-        begun = begin(stream, acceptor, limits) => begun,
+        begun = begin(stream, &sending, acceptor, limits) => begun,
         // Nothing was asked yet.
         _ = stopping.changed() => None,
     };
@@ -67,31 +69,32 @@ pub(crate) async fn serve(
         None => {}
         Some(Begun::Plain(stream, is_http2)) => {
             let arrival = Arrival::new(ip, Scheme::Http);
-            converse(ingress, Parting::new(stream), is_http2, arrival, limits, stop).await;
+            converse(ingress, stream, sending, is_http2, arrival, limits, stop).await;
         }
         Some(Begun::Encrypted(stream)) => {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let arrival = Arrival::new(ip, Scheme::Https);
-            converse(ingress, *stream, is_http2, arrival, limits, stop).await;
+            converse(ingress, *stream, sending, is_http2, arrival, limits, stop).await;
         }
     }
 }
 
 enum Begun {
-    Plain(TcpStream, bool),
-    Encrypted(Box<TlsStream<TcpStream>>),
+    Plain(Parting, bool),
+    Encrypted(Box<TlsStream<Parting>>),
 }
 
 /// The protocol's first words. None: they did not come in time, or made no sense.
-async fn begin(stream: TcpStream, acceptor: Option<TlsAcceptor>, limits: Limits) -> Option<Begun> {
+async fn begin(stream: TcpStream, sending: &Sending, acceptor: Option<TlsAcceptor>, limits: Limits) -> Option<Begun> {
     match acceptor {
         None => {
             let looked = tokio::time::timeout(limits.quiet, begins_as_http2(&stream));
             let is_http2 = looked.await.ok()?.ok()?;
-            Some(Begun::Plain(stream, is_http2))
+            Some(Begun::Plain(Parting::new(stream, sending.clone()), is_http2))
         }
         Some(acceptor) => {
-            let accepted = tokio::time::timeout(limits.handshake, acceptor.accept(stream));
+            let accepted =
+                tokio::time::timeout(limits.handshake, acceptor.accept(Parting::new(stream, sending.clone())));
             Some(Begun::Encrypted(Box::new(accepted.await.ok()?.ok()?)))
         }
     }
@@ -100,6 +103,7 @@ async fn begin(stream: TcpStream, acceptor: Option<TlsAcceptor>, limits: Limits)
 async fn converse(
     ingress: Arc<Ingress>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    sending: Sending,
     is_http2: bool,
     arrival: Arrival,
     limits: Limits,
@@ -111,6 +115,7 @@ async fn converse(
     let taken = onward.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (ingress, arrival, taken) = (ingress.clone(), answering.clone(), taken.clone());
+        sending.set(!request.body().is_end_stream());
         async move {
             let mut response = ingress.serve(&arrival, request).await;
             if let Some(tunnel) = response.extensions_mut().remove::<Tunnel>() {
