@@ -1,12 +1,15 @@
 //! The program in the tests' own image: it reports what it sees from inside an instance and behaves in ways that tests
 //! of a platform need. It stands alone (the standard library only, one file, linked statically), compiled by
-//! `build.rs`. What enters: `PORT`, arguments. What leaves: plain text.
+//! `build.rs`. What enters: `PORT`, arguments, and `LISTEN_AFTER_MS`, which it lets pass before it listens. What leaves:
+//! plain text.
 //!
 //! | path | answers |
 //! |---|---|
 //! | `/name` | what `/etc/name` of the image holds |
 //! | `/args` | its arguments, one a line |
 //! | `/read/PATH` | the file |
+//! | `/write/PATH?TEXT` | the file, after it has written the text there |
+//! | `/call/PORT/PATH` | what the server at this port of 127.0.0.1 answers |
 //! | `/burn?ms=N` | milliseconds of CPU it got while two threads used all they could get for N |
 //! | `/fill?mb=N` | after it has written so many MiB of memory, and given them back |
 //! | `/count` | how often a thread has slept a millisecond so far |
@@ -60,6 +63,9 @@ fn main() {
             COUNT.fetch_add(1, Ordering::Relaxed);
         }
     });
+    if let Some(millis) = env::var("LISTEN_AFTER_MS").ok().and_then(|text| text.parse().ok()) {
+        thread::sleep(Duration::from_millis(millis));
+    }
     let port = env::var("PORT").unwrap_or_default();
     let listener = match port
         .parse()
@@ -142,11 +148,41 @@ fn answer(target: &str) -> String {
             HELD.fetch_sub(1, Ordering::SeqCst);
             format!("{start} {}\n", MOST_HELD.load(Ordering::SeqCst))
         }
-        _ => match path.strip_prefix("/read/") {
-            Some(file) => read(&format!("/{file}")),
-            None => format!("{start}\n"),
-        },
+        _ => {
+            if let Some(file) = path.strip_prefix("/read/") {
+                read(&format!("/{file}"))
+            } else if let Some(file) = path.strip_prefix("/write/") {
+                let file = format!("/{file}");
+                fs::write(&file, query).map_or_else(|error| format!("{file}: {error}"), |()| read(&file))
+            } else if let Some((port, path)) = path.strip_prefix("/call/").and_then(|rest| rest.split_once('/')) {
+                call(port, path).unwrap_or_else(|error| format!("127.0.0.1:{port}: {error}"))
+            } else {
+                format!("{start}\n")
+            }
+        }
     }
+}
+
+/// The body of an answer, by a server that says how long it is.
+fn call(port: &str, path: &str) -> io::Result<String> {
+    let connection = TcpStream::connect(("127.0.0.1", port.parse().map_err(io::Error::other)?))?;
+    let mut reader = BufReader::new(&connection);
+    write!(&connection, "GET /{path} HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match line.trim().to_ascii_lowercase().strip_prefix("content-length:") {
+            Some(value) => length = value.trim().parse().map_err(io::Error::other)?,
+            None if line.trim().is_empty() => break,
+            None => {}
+        }
+    }
+    let mut body = String::new();
+    reader.take(length).read_to_string(&mut body)?;
+    Ok(body)
 }
 
 fn read(path: &str) -> String {

@@ -5,6 +5,7 @@
 
 mod bad_input;
 mod bounds;
+mod containers;
 mod durability;
 mod faults;
 mod generations;
