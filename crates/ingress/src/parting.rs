@@ -91,18 +91,17 @@ impl AsyncWrite for Parting {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { stream, sending, end } = &mut *self;
-        let end = match end {
-            Some(end) => end,
-            None => {
-                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
-                if !sending.0.load(Ordering::Relaxed) {
-                    return Poll::Ready(Ok(()));
-                }
-                end.insert(End {
-                    latest: Box::pin(tokio::time::sleep(PATIENCE)),
-                    silent: Box::pin(tokio::time::sleep(SILENCE)),
-                })
+        let end = if let Some(end) = end {
+            end
+        } else {
+            ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+            if !sending.0.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
             }
+            end.insert(End {
+                latest: Box::pin(tokio::time::sleep(PATIENCE)),
+                silent: Box::pin(tokio::time::sleep(SILENCE)),
+            })
         };
         if end.latest.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
