@@ -10,9 +10,9 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::parts;
+use crate::settings::Settings;
 use crate::template;
 use crate::traffic::{self, To};
-use crate::words::Settings;
 
 pub(crate) const MIN_SCALE: &str = "autoscaling.knative.dev/minScale";
 pub(crate) const MAX_SCALE: &str = "autoscaling.knative.dev/maxScale";
@@ -31,7 +31,7 @@ pub(crate) fn new_service(name: &str, project: &str) -> Value {
         "apiVersion": "serving.knative.dev/v1",
         "kind": "Service",
         "metadata": {"name": name, "namespace": project},
-        "spec": {"template": {"metadata": {}, "spec": {"containers": [{}]}}},
+        "spec": {"template": {"metadata": {}, "spec": {}}},
     })
 }
 
@@ -75,10 +75,22 @@ pub(crate) struct Changed {
 /// Carries the flags into the document. `None` where no flag asks for anything.
 pub(crate) fn apply(service: &mut Value, settings: &Settings, occasion: Occasion) -> Result<Option<Changed>, Error> {
     let mut template = occasion.deploy;
-    template |= template::resources(service, settings)?;
-    template |= template::port(service, settings)?;
-    template |= template::environment(service, settings)?;
-    template |= template::entry_point(service, settings)?;
+    if occasion.deploy {
+        settings.check_containers().map_err(Error::Failed)?;
+    }
+    for (name, flags) in settings.each_container() {
+        let container = match name {
+            Some(name) => template::container_named(service, name)?,
+            None => template::container(service)?,
+        };
+        template |= template::resources(container, flags)?;
+        template |= template::port(container, flags)?;
+        template |= template::environment(container, flags)?;
+        template |= template::entry_point(container, flags)?;
+        template |= parts::probes(container, flags)?;
+        template |= parts::mounts(container, flags)?;
+    }
+    template |= template::company(service, settings)?;
     template |= template::annotations(service, settings, occasion)?;
     template |= template::requests(service, settings)?;
     template |= template::labels(service, settings)?;
@@ -454,6 +466,57 @@ mod tests {
             let mut service = existing();
             let error = apply(&mut service, &settings(line), UPDATE).expect_err(line);
             assert!(error.to_string().contains(says), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn containers_are_changed_made_and_removed_by_name() {
+        const DEPENDENCIES: &str = "run.googleapis.com/container-dependencies";
+        let dependencies = |service: &Value| {
+            let text = service["spec"]["template"]["metadata"]["annotations"][DEPENDENCIES].clone();
+            text.as_str()
+                .map(|text| serde_json::from_str::<Value>(text).expect("JSON"))
+        };
+        let containers = |service: &Value| service["spec"]["template"]["spec"]["containers"].clone();
+        let new = Occasion {
+            new: true,
+            deploy: true,
+            chance: 1,
+        };
+        let mut service = new_service("s", "p");
+        let line = "--container=app --image=i --port=8080 --depends-on=side,third --container=side --image=j \
+                    --depends-on=third --container=third --image=k";
+        apply(&mut service, &settings(line), new).expect("applies");
+        assert_eq!(
+            containers(&service),
+            json!([
+                {"name": "app", "image": "i", "ports": [{"containerPort": 8080}]},
+                {"name": "side", "image": "j"},
+                {"name": "third", "image": "k"},
+            ])
+        );
+        assert_eq!(
+            dependencies(&service),
+            Some(json!({"app": ["side", "third"], "side": ["third"]}))
+        );
+        apply(&mut service, &settings("--container=side --cpu=2"), UPDATE).expect("applies");
+        assert_eq!(containers(&service)[1]["resources"]["limits"]["cpu"], "2");
+        // Without a name it is the one with the port.
+        apply(&mut service, &settings("--memory=1Gi"), UPDATE).expect("applies");
+        assert_eq!(containers(&service)[0]["resources"]["limits"]["memory"], "1Gi");
+        apply(&mut service, &settings("--remove-containers=third"), UPDATE).expect("applies");
+        assert_eq!(dependencies(&service), Some(json!({"app": ["side"]})));
+        apply(&mut service, &settings("--depends-on="), UPDATE).expect("applies");
+        assert_eq!(dependencies(&service), None);
+
+        let ghost = apply(&mut service, &settings("--container=app --depends-on=ghost"), UPDATE);
+        assert!(ghost.expect_err("no ghost").to_string().contains("app names ghost"));
+        for line in [
+            "--container=a --port=1 --container=b --port=2",
+            "--container=a --container=b",
+        ] {
+            let refused = apply(&mut new_service("s", "p"), &settings(line), new);
+            assert!(refused.expect_err(line).to_string().contains("Exactly one container"));
         }
     }
 

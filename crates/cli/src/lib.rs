@@ -24,6 +24,7 @@ mod property;
 mod release;
 mod revision;
 mod service;
+mod settings;
 mod stage;
 mod surroundings;
 mod template;

@@ -29,18 +29,6 @@ const NOT_SERVED_FLAGS: &[(&str, &str)] = &[
     ("set-cloudsql-instances", "Cloud SQL"),
     ("remove-cloudsql-instances", "Cloud SQL"),
     ("clear-cloudsql-instances", "Cloud SQL"),
-    (
-        "container",
-        "flags by container; use Google's gcloud or `run services replace`",
-    ),
-    (
-        "remove-containers",
-        "flags by container; use Google's gcloud or `run services replace`",
-    ),
-    (
-        "depends-on",
-        "flags by container; use Google's gcloud or `run services replace`",
-    ),
     ("gpu", "GPUs"),
     ("gpu-type", "GPUs"),
     ("gpu-zonal-redundancy", "GPUs"),

@@ -1,5 +1,5 @@
-//! The flags for what belongs to an instance beside its program (probes, volumes, mounts, affinity) and for the scaling
-//! of a whole service.
+//! The flags for what belongs to an instance or a container beside its program (probes, volumes, mounts, affinity) and for
+//! the scaling of a whole service.
 //!
 //! As in `template`, each function carries its flags into the document, in gcloud's fields, and says whether any of them
 //! was given.
@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::Error;
 use crate::change::object;
 use crate::flag::{self, List, OrDefault, Pairs};
-use crate::template::{container, object_of, pair, template_annotations};
+use crate::settings::OfContainer;
+use crate::template::{object_of, pair, template_annotations};
 
 const SESSION_AFFINITY: &str = "run.googleapis.com/sessionAffinity";
 const MIN: &str = "run.googleapis.com/minScale";
@@ -19,21 +20,7 @@ const MODE: &str = "run.googleapis.com/scalingMode";
 const COUNT: &str = "run.googleapis.com/manualInstanceCount";
 
 #[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "gcloud's flags come in pairs of --x and --no-x"
-)]
 pub(crate) struct Parts {
-    /// Whether the container has started: tcpSocket.port, httpGet.port, httpGet.path, grpc.port, grpc.service, and times;
-    /// empty for the default
-    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
-    startup_probe: Vec<Pairs>,
-    /// Whether the container must be restarted: keys as above without tcpSocket; empty for none
-    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
-    liveness_probe: Vec<Pairs>,
-    /// Whether the instance gets new requests: keys as above and successThreshold; empty for none
-    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
-    readiness_probe: Vec<Pairs>,
     /// Storage in memory that the containers of an instance share: name=NAME,type=in-memory[,size-limit=SIZE]
     #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
     add_volume: Vec<Pairs>,
@@ -43,15 +30,6 @@ pub(crate) struct Parts {
     /// Remove all volumes
     #[arg(long)]
     clear_volumes: bool,
-    /// Where the container finds a volume: volume=NAME,mount-path=PATH
-    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
-    add_volume_mount: Vec<Pairs>,
-    /// Mounts to remove, by path
-    #[arg(long, value_name = "MOUNT_PATH,...")]
-    remove_volume_mount: Vec<List>,
-    /// Remove all mounts of the container
-    #[arg(long)]
-    clear_volume_mounts: bool,
     /// Bring a client back to the instance that served it
     #[arg(long, overrides_with = "no_session_affinity")]
     session_affinity: bool,
@@ -85,9 +63,7 @@ fn scaling_value(value: &str) -> Result<Scaling, String> {
 
 /// What belongs to the next revision.
 pub(crate) fn of_template(service: &mut Value, parts: &Parts) -> Result<bool, Error> {
-    let mut changed = probes(service, parts)?;
-    changed |= volumes(service, parts)?;
-    changed |= mounts(service, parts)?;
+    let mut changed = volumes(service, parts)?;
     if let Some(affinity) = pair(parts.session_affinity, parts.no_session_affinity) {
         let annotations = template_annotations(service)?;
         if affinity {
@@ -117,20 +93,20 @@ const CHECKS: [&str; 5] = [
     "tcpSocket.port",
 ];
 
-fn probes(service: &mut Value, parts: &Parts) -> Result<bool, Error> {
+pub(crate) fn probes(container: &mut Value, flags: &OfContainer) -> Result<bool, Error> {
     let mut changed = false;
     for (kind, field, given, without) in [
-        ("startup", "startupProbe", &parts.startup_probe, "successThreshold"),
-        ("liveness", "livenessProbe", &parts.liveness_probe, "successThreshold"),
+        ("startup", "startupProbe", &flags.startup_probe, "successThreshold"),
+        ("liveness", "livenessProbe", &flags.liveness_probe, "successThreshold"),
         (
             "readiness",
             "readinessProbe",
-            &parts.readiness_probe,
+            &flags.readiness_probe,
             "initialDelaySeconds",
         ),
     ] {
         let Some(Pairs(keys)) = given.last() else { continue };
-        let fields = object_of(container(service)?)?;
+        let fields = object_of(container)?;
         if keys.is_empty() {
             fields.remove(field);
         } else {
@@ -225,16 +201,16 @@ fn volumes(service: &mut Value, parts: &Parts) -> Result<bool, Error> {
     Ok(true)
 }
 
-fn mounts(service: &mut Value, parts: &Parts) -> Result<bool, Error> {
-    if !parts.clear_volume_mounts && parts.remove_volume_mount.is_empty() && parts.add_volume_mount.is_empty() {
+pub(crate) fn mounts(container: &mut Value, flags: &OfContainer) -> Result<bool, Error> {
+    if !flags.clear_volume_mounts && flags.remove_volume_mount.is_empty() && flags.add_volume_mount.is_empty() {
         return Ok(false);
     }
-    let fields = object_of(container(service)?)?;
+    let fields = object_of(container)?;
     let mut mounts = list(fields, "volumeMounts");
-    let removed = flag::listed(&parts.remove_volume_mount);
+    let removed = flag::listed(&flags.remove_volume_mount);
     mounts
-        .retain(|mount| !parts.clear_volume_mounts && !removed.iter().any(|path| mount["mountPath"] == path.as_str()));
-    for Pairs(given) in &parts.add_volume_mount {
+        .retain(|mount| !flags.clear_volume_mounts && !removed.iter().any(|path| mount["mountPath"] == path.as_str()));
+    for Pairs(given) in &flags.add_volume_mount {
         if let Some((key, _)) = given
             .iter()
             .find(|(key, _)| !["volume", "mount-path"].contains(&key.as_str()))

@@ -11,8 +11,9 @@ use ureq::http::Method;
 
 use crate::call::{Content, Server};
 use crate::service::name;
+use crate::settings::Settings;
 use crate::stage::{CONFIGURATIONS, POLICY, ROUTES, Stages};
-use crate::words::{Binding, Settings};
+use crate::words::Binding;
 use crate::{Error, Outside, human, iam, template};
 
 /// As long as gcloud waits for conditions.

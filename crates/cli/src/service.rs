@@ -15,7 +15,7 @@ use crate::release::{self, Release, Until};
 use crate::stage::{CONFIGURATIONS, POLICY, ROUTES, Stages};
 use crate::traffic::To;
 use crate::words::{DeleteService, Deploy, Listing, Replace, Update, UpdateTraffic};
-use crate::{Error, Order, Outside, flag, human, traffic};
+use crate::{Error, Order, Outside, flag, human, template, traffic};
 
 const GLOBAL: &str = "run.googleapis.com";
 const COLUMNS: &[Column] = &[
@@ -102,7 +102,7 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
     let new = found.is_none();
     let mut service = match found {
         Some(service) => service,
-        None if deploy.settings.image.is_none() => {
+        None if !deploy.settings.has_image() => {
             return Err(Error::Failed(format!(
                 "service [{}] does not exist yet: give its image with --image",
                 deploy.service
@@ -124,7 +124,7 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
         chance: outside.chance,
     };
     change::apply(&mut service, &deploy.settings, occasion)?;
-    if !new && deploy.settings.image.is_none() {
+    if !new && !deploy.settings.has_image_for(template::name(&service)) {
         release::pin_image(outside, &server, &mut service)?;
     }
     outside.say(&format!(
@@ -184,7 +184,7 @@ pub(crate) fn update(outside: &mut Outside<'_>, order: &Order<'_>, update: &Upda
                 .to_owned(),
         )
     })?;
-    if template && update.settings.image.is_none() {
+    if template && !update.settings.has_image_for(template::name(&service)) {
         release::pin_image(outside, &server, &mut service)?;
     }
     let mut keys = Vec::new();

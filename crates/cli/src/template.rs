@@ -2,16 +2,80 @@
 //!
 //! Each function carries its flags into the document and says whether any of them was given.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::change::{CPU_BOOST, CPU_THROTTLING, EXECUTION_ENVIRONMENT, MAX_SCALE, MIN_SCALE, NONCE, Occasion};
 use crate::change::{is_reserved, object};
-use crate::flag::{self, OrDefault};
-use crate::words::{ExecutionEnvironment, Settings};
+use crate::flag::{self, List, OrDefault};
+use crate::settings::{ExecutionEnvironment, OfContainer, Settings};
+
+const DEPENDENCIES: &str = "run.googleapis.com/container-dependencies";
 
 pub(crate) fn template_annotations(service: &mut Value) -> Result<&mut Map<String, Value>, Error> {
     object(service, &["spec", "template", "metadata", "annotations"])
+}
+
+/// The container of this name, made where there is none.
+pub(crate) fn container_named<'a>(service: &'a mut Value, name: &str) -> Result<&'a mut Value, Error> {
+    let spec = object(service, &["spec", "template", "spec"])?;
+    let containers = spec.entry("containers").or_insert_with(|| json!([])).as_array_mut();
+    let containers = containers.ok_or_else(|| Error::Answer {
+        call: "the server".to_owned(),
+        what: "no list of containers".to_owned(),
+    })?;
+    let at = containers.iter().position(|container| container["name"] == name);
+    let at = at.unwrap_or_else(|| {
+        containers.push(json!({ "name": name }));
+        containers.len() - 1
+    });
+    Ok(&mut containers[at])
+}
+
+/// Removes containers, and gives the others the dependencies that are asked for. What depended on a container that is not
+/// there any more does no longer.
+pub(crate) fn company(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
+    let removed = flag::listed(&settings.remove_containers);
+    let spec = object(service, &["spec", "template", "spec"])?;
+    let mut names = BTreeSet::new();
+    if let Some(containers) = spec.get_mut("containers").and_then(Value::as_array_mut) {
+        let name = |container: &Value| container["name"].as_str().unwrap_or_default().to_owned();
+        containers.retain(|container| !removed.contains(&name(container)));
+        names.extend(containers.iter().map(name));
+    }
+    let ingress = name(service).to_owned();
+    let mut asked = Vec::new();
+    for (name, flags) in settings.each_container() {
+        let Some(List(on)) = flags.depends_on.last() else {
+            continue;
+        };
+        let name = name.unwrap_or(&ingress);
+        if let Some(ghost) = on.iter().find(|on| !names.contains(*on)) {
+            return Err(Error::Failed(format!(
+                "--depends-on of container {name} names {ghost}, which is no container"
+            )));
+        }
+        asked.push((name.to_owned(), on.clone()));
+    }
+    if removed.is_empty() && asked.is_empty() {
+        return Ok(false);
+    }
+    let annotations = template_annotations(service)?;
+    let before = annotations.remove(DEPENDENCIES);
+    let before = before.as_ref().and_then(Value::as_str).unwrap_or("{}");
+    let mut dependencies: BTreeMap<String, Vec<String>> = serde_json::from_str(before)
+        .map_err(|error| Error::Failed(format!("the service's {DEPENDENCIES} is no object of lists: {error}")))?;
+    dependencies.extend(asked);
+    dependencies.retain(|name, on| {
+        on.retain(|on| names.contains(on));
+        names.contains(name) && !on.is_empty()
+    });
+    if !dependencies.is_empty() {
+        annotations.insert(DEPENDENCIES.to_owned(), json!(json!(dependencies).to_string()));
+    }
+    Ok(true)
 }
 
 /// The container that takes requests: the one with a port, or the only one.
@@ -30,11 +94,21 @@ pub(crate) fn container(service: &mut Value) -> Result<&mut Value, Error> {
     Ok(&mut containers[with_port.unwrap_or(0)])
 }
 
-/// The image that the service runs now.
-pub(crate) fn image(service: &Value) -> Option<&str> {
+/// What a field of the container that takes requests says.
+fn of_ingress<'a>(service: &'a Value, field: &str) -> Option<&'a str> {
     let containers = service["spec"]["template"]["spec"]["containers"].as_array()?;
     let with_port = containers.iter().position(|c| c["ports"].is_array());
-    containers.get(with_port.unwrap_or(0))?["image"].as_str()
+    containers.get(with_port.unwrap_or(0))?[field].as_str()
+}
+
+/// The image that the service runs now.
+pub(crate) fn image(service: &Value) -> Option<&str> {
+    of_ingress(service, "image")
+}
+
+/// The container that takes requests, empty where it has no name.
+pub(crate) fn name(service: &Value) -> &str {
+    of_ingress(service, "name").unwrap_or_default()
 }
 
 /// Runs the same bytes as before: the digest in place of a tag.
@@ -57,28 +131,26 @@ fn truth(yes: bool) -> Value {
     json!(if yes { "True" } else { "False" })
 }
 
-pub(crate) fn resources(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let container = container(service)?;
-    if let Some(image) = &settings.image {
+pub(crate) fn resources(container: &mut Value, flags: &OfContainer) -> Result<bool, Error> {
+    if let Some(image) = &flags.image {
         object_of(container)?.insert("image".to_owned(), json!(image));
     }
-    for (key, value) in [("memory", &settings.memory), ("cpu", &settings.cpu)] {
+    for (key, value) in [("memory", &flags.memory), ("cpu", &flags.cpu)] {
         if let Some(value) = value {
             object(container, &["resources", "limits"])?.insert(key.to_owned(), json!(value));
         }
     }
-    Ok(settings.image.is_some() || settings.memory.is_some() || settings.cpu.is_some())
+    Ok(flags.image.is_some() || flags.memory.is_some() || flags.cpu.is_some())
 }
 
-pub(crate) fn port(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let http2 = pair(settings.use_http2, settings.no_use_http2);
-    if settings.port.is_none() && http2.is_none() {
+pub(crate) fn port(container: &mut Value, flags: &OfContainer) -> Result<bool, Error> {
+    let http2 = pair(flags.use_http2, flags.no_use_http2);
+    if flags.port.is_none() && http2.is_none() {
         return Ok(false);
     }
-    let container = container(service)?;
     let before = container["ports"][0]["containerPort"].as_u64().unwrap_or(8080);
     let mut port = container["ports"][0].as_object().cloned().unwrap_or_default();
-    match settings.port {
+    match flags.port {
         Some(OrDefault::Number(number)) => {
             port.insert("containerPort".to_owned(), json!(number));
         }
@@ -113,15 +185,15 @@ pub(crate) fn port(service: &mut Value, settings: &Settings) -> Result<bool, Err
     Ok(true)
 }
 
-pub(crate) fn environment(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let clear = settings.clear_env_vars || !settings.set_env_vars.is_empty();
-    let mut updates = flag::joined(&settings.set_env_vars);
-    updates.extend(flag::joined(&settings.update_env_vars));
-    let removes = flag::listed(&settings.remove_env_vars);
+pub(crate) fn environment(container: &mut Value, flags: &OfContainer) -> Result<bool, Error> {
+    let clear = flags.clear_env_vars || !flags.set_env_vars.is_empty();
+    let mut updates = flag::joined(&flags.set_env_vars);
+    updates.extend(flag::joined(&flags.update_env_vars));
+    let removes = flag::listed(&flags.remove_env_vars);
     if !clear && updates.is_empty() && removes.is_empty() {
         return Ok(false);
     }
-    let fields = object_of(container(service)?)?;
+    let fields = object_of(container)?;
     let mut variables = match fields.remove("env") {
         Some(Value::Array(variables)) => variables,
         Some(_) | None => Vec::new(),
@@ -149,9 +221,9 @@ pub(crate) fn environment(service: &mut Value, settings: &Settings) -> Result<bo
     Ok(true)
 }
 
-pub(crate) fn entry_point(service: &mut Value, settings: &Settings) -> Result<bool, Error> {
-    let fields = object_of(container(service)?)?;
-    for (key, given) in [("command", &settings.command), ("args", &settings.args)] {
+pub(crate) fn entry_point(container: &mut Value, flags: &OfContainer) -> Result<bool, Error> {
+    let fields = object_of(container)?;
+    for (key, given) in [("command", &flags.command), ("args", &flags.args)] {
         // the last occurrence counts, an empty one takes the image's own
         if let Some(list) = given.last() {
             if list.0.is_empty() {
@@ -161,7 +233,7 @@ pub(crate) fn entry_point(service: &mut Value, settings: &Settings) -> Result<bo
             }
         }
     }
-    Ok(!settings.command.is_empty() || !settings.args.is_empty())
+    Ok(!flags.command.is_empty() || !flags.args.is_empty())
 }
 
 pub(crate) fn annotations(service: &mut Value, settings: &Settings, occasion: Occasion) -> Result<bool, Error> {

@@ -6,8 +6,9 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::flag::{self, List, OrDefault, Pairs, Percents};
+use crate::flag::{self, List, Pairs, Percents};
 use crate::not_served;
+use crate::settings::{self, Settings};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -307,108 +308,6 @@ pub(crate) struct Update {
     pub(crate) settings: Settings,
 }
 
-/// What `deploy` and `services update` may change.
-#[derive(Debug, Args)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "gcloud's flags come in pairs of --x and --no-x"
-)]
-pub(crate) struct Settings {
-    /// Container image
-    #[arg(long)]
-    pub(crate) image: Option<String>,
-    /// Port the container listens on
-    #[arg(long, value_parser = flag::port, value_name = "PORT|default")]
-    pub(crate) port: Option<OrDefault>,
-    /// Memory limit, such as 512Mi or 1Gi
-    #[arg(long)]
-    pub(crate) memory: Option<String>,
-    /// CPU limit, such as 1, 0.5 or 2000m
-    #[arg(long)]
-    pub(crate) cpu: Option<String>,
-    /// Instances that always run
-    #[arg(long, value_parser = flag::count, value_name = "N|default")]
-    pub(crate) min_instances: Option<OrDefault>,
-    /// Instances at most
-    #[arg(long, value_parser = flag::count, value_name = "N|default")]
-    pub(crate) max_instances: Option<OrDefault>,
-    /// Longest time of a request, such as 60, 60s or 10m
-    #[arg(long, value_parser = flag::duration, value_name = "DURATION")]
-    pub(crate) timeout: Option<u64>,
-    /// Requests at once per instance
-    #[arg(long, value_parser = flag::concurrency, value_name = "N|default")]
-    pub(crate) concurrency: Option<OrDefault>,
-    /// Give CPU during requests only
-    #[arg(long, overrides_with = "no_cpu_throttling")]
-    pub(crate) cpu_throttling: bool,
-    /// Give CPU always
-    #[arg(long, overrides_with = "cpu_throttling")]
-    pub(crate) no_cpu_throttling: bool,
-    /// Lift the CPU limit while an instance starts
-    #[arg(long, overrides_with = "no_cpu_boost")]
-    pub(crate) cpu_boost: bool,
-    #[arg(long, overrides_with = "cpu_boost")]
-    pub(crate) no_cpu_boost: bool,
-    #[arg(long)]
-    pub(crate) execution_environment: Option<ExecutionEnvironment>,
-    /// Environment variables, in place of all there were
-    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...",
-        conflicts_with_all = ["update_env_vars", "remove_env_vars", "clear_env_vars"])]
-    pub(crate) set_env_vars: Vec<Pairs>,
-    /// Environment variables to add or change
-    #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...",
-        conflicts_with = "clear_env_vars")]
-    pub(crate) update_env_vars: Vec<Pairs>,
-    /// Environment variables to remove
-    #[arg(long, value_name = "KEY,...", conflicts_with = "clear_env_vars")]
-    pub(crate) remove_env_vars: Vec<List>,
-    /// Remove all environment variables
-    #[arg(long)]
-    pub(crate) clear_env_vars: bool,
-    /// Entry point, in place of the image's; empty for the image's own
-    #[arg(long, value_name = "COMMAND,...")]
-    pub(crate) command: Vec<List>,
-    /// Arguments of the entry point; empty for the image's own
-    #[arg(long, value_name = "ARG,...", allow_hyphen_values = true)]
-    pub(crate) args: Vec<List>,
-    /// Whom the service runs as
-    #[arg(long)]
-    pub(crate) service_account: Option<String>,
-    /// Labels to add or change
-    #[arg(long, visible_alias = "labels", value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
-    pub(crate) update_labels: Vec<Pairs>,
-    /// Labels to remove
-    #[arg(long, value_name = "KEY,...", conflicts_with = "clear_labels")]
-    pub(crate) remove_labels: Vec<List>,
-    /// Remove all labels
-    #[arg(long)]
-    pub(crate) clear_labels: bool,
-    /// Leave the traffic where it is
-    #[arg(long)]
-    pub(crate) no_traffic: bool,
-    /// Tag of the new revision, which gives it a URL of its own
-    #[arg(long)]
-    pub(crate) tag: Option<String>,
-    /// Last part of the new revision's name
-    #[arg(long)]
-    pub(crate) revision_suffix: Option<String>,
-    /// Speak HTTP/2 to the container
-    #[arg(long, overrides_with = "no_use_http2")]
-    pub(crate) use_http2: bool,
-    #[arg(long, overrides_with = "use_http2")]
-    pub(crate) no_use_http2: bool,
-    #[command(flatten)]
-    pub(crate) parts: crate::parts::Parts,
-    #[command(flatten)]
-    pub(crate) wait: Wait,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum ExecutionEnvironment {
-    Gen1,
-    Gen2,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct UpdateTraffic {
     pub(crate) service: String,
@@ -483,13 +382,27 @@ pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Ear
         Some(_) | None => (words, &[] as &[String]),
     };
     let grammar = Words::command().name(program).bin_name(program);
-    let given = std::iter::once(program.to_owned()).chain(words.iter().cloned());
+    let by_container = ["run.deploy", "run.services.update"].contains(&path(words).as_str());
+    let cut = by_container.then(|| settings::cut(words));
+    let of_all = cut.as_ref().map_or(words, |cut| &cut.of_all);
+    let given = std::iter::once(program.to_owned()).chain(of_all.iter().cloned());
     let mut read = grammar
         .try_get_matches_from(given)
         .and_then(|matches| <Words as clap::FromArgMatches>::from_arg_matches(&matches))
         .map_err(|error| not_served::early(&error, words))?;
-    if let Word::Gcloud(gcloud) = &mut read.word {
-        gcloud.words = for_gcloud.to_vec();
+    match &mut read.word {
+        Word::Gcloud(gcloud) => gcloud.words = for_gcloud.to_vec(),
+        Word::Run(Run::Deploy(deploy)) => deploy.settings.containers = cut.unwrap_or_default().read()?,
+        Word::Run(Run::Services(Services::Update(update))) => {
+            update.settings.containers = cut.unwrap_or_default().read()?;
+        }
+        Word::Run(_)
+        | Word::Services(_)
+        | Word::Config(_)
+        | Word::Auth(_)
+        | Word::Images(_)
+        | Word::Env(_)
+        | Word::Trust(_) => {}
     }
     Ok(read)
 }
@@ -586,10 +499,48 @@ mod tests {
             panic!("another word")
         };
         assert!(read.global.quiet);
-        assert_eq!(deploy.settings.memory.as_deref(), Some("2Gi"));
+        assert_eq!(deploy.settings.of_container.memory.as_deref(), Some("2Gi"));
         assert!(deploy.settings.no_cpu_throttling && !deploy.settings.cpu_throttling);
-        assert_eq!(flag::joined(&deploy.settings.set_env_vars).len(), 2);
-        assert_eq!(flag::listed(&deploy.settings.args), ["--x", "-y"]);
+        assert_eq!(flag::joined(&deploy.settings.of_container.set_env_vars).len(), 2);
+        assert_eq!(flag::listed(&deploy.settings.of_container.args), ["--x", "-y"]);
+    }
+
+    #[test]
+    fn each_container_has_its_flags() {
+        let line = "run deploy a --quiet --max-instances 3 --container app --image=i --port 8080 --depends-on=side \
+                    --container=side --image=j --memory=1Gi --container app --cpu=2";
+        let read_line = read(&words(line), "homerun").expect("words");
+        let Word::Run(Run::Deploy(deploy)) = read_line.word else {
+            panic!("another word")
+        };
+        let [(app, one), (side, other)] = &deploy.settings.containers[..] else {
+            panic!("{:?}", deploy.settings.containers)
+        };
+        assert_eq!((app.as_str(), side.as_str()), ("app", "side"));
+        assert_eq!((one.image.as_deref(), one.cpu.as_deref()), (Some("i"), Some("2")));
+        assert_eq!(
+            (other.image.as_deref(), other.memory.as_deref()),
+            (Some("j"), Some("1Gi"))
+        );
+        assert_eq!(flag::listed(&one.depends_on), ["side"]);
+        assert!(deploy.settings.of_container.image.is_none());
+
+        for (line, says) in [
+            (
+                "run deploy a --image=i --container=b",
+                "--image must be specified after --container",
+            ),
+            (
+                "run deploy a --container=b --max-instances=3",
+                "unrecognized arguments: --max-instances",
+            ),
+            ("run deploy a --container=b --memroy=1Gi", "'--memory'"),
+            ("run deploy a --container", "--container"),
+            ("run services list --container=b", "unrecognized arguments: --container"),
+        ] {
+            let text = usage(line);
+            assert!(text.contains(says), "{line}: {text}");
+        }
     }
 
     #[test]

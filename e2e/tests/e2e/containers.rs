@@ -94,15 +94,15 @@ fn by_words_and_by_document(client: Client) {
     assert_eq!(variables.len(), 4, "{variables:?}");
     are_together(&mut user, &url);
 
-    // The document as it is shown is a service.
-    let file = user.homerun.root().join("pair.yaml");
-    let text = user.describe("pair", "export");
-    fs::write(
-        &file,
-        text.replace("name: pair\n", "name: twin\n")
-            .replace("  name: pair-", "  name: twin-"),
-    )
-    .expect("written");
+    // The template as it is shown makes another service.
+    let mut template = after["spec"]["template"].clone();
+    template["metadata"].as_object_mut().expect("an object").remove("name");
+    let twin = json!({
+        "apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "twin"},
+        "spec": {"template": template},
+    });
+    let file = user.homerun.root().join("twin.yaml");
+    fs::write(&file, twin.to_string()).expect("written");
     user.ok(&format!("gcloud run services replace {} $REGION", file.display()));
     user.ok("gcloud run services add-iam-policy-binding twin $REGION --member=allUsers --role=roles/run.invoker");
     let twin = user.describe("twin", "value(status.url)");
@@ -124,6 +124,11 @@ fn by_words_and_by_document(client: Client) {
 #[test]
 fn two_containers_by_googles_gcloud() {
     by_words_and_by_document(Client::Google);
+}
+
+#[test]
+fn two_containers_by_our_own_words() {
+    by_words_and_by_document(Client::Homerun);
 }
 
 /// The flags of a deploy, and what must be named. The service that was there goes on.
@@ -176,4 +181,9 @@ fn wrong_containers(client: Client) {
 #[test]
 fn wrong_containers_are_refused_by_googles_gcloud() {
     wrong_containers(Client::Google);
+}
+
+#[test]
+fn wrong_containers_are_refused_by_our_own_words() {
+    wrong_containers(Client::Homerun);
 }
