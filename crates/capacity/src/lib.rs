@@ -38,7 +38,8 @@ pub struct RevisionEndpoints {
     pub instances: Vec<Endpoint>,
     /// Being started now.
     pub starting: u32,
-    /// How many starts have failed so far. When it grows while nothing is ready or starting, those who wait are told.
+    /// How many failed starts there are so far that requests are told of. When it grows while nothing is ready or
+    /// starting, those who wait get the last failure.
     pub failed_starts: u64,
     pub last_failure: Option<Arc<str>>,
     /// How long a request may wait for a slot: max(3.5 times the average start-up, 10 s).

@@ -37,6 +37,16 @@ use crate::{
     wire::{self, End, Order, Report, Start},
 };
 
+/// How a child ends that wrote itself why nothing was made.
+const OURS: i32 = 125;
+
+/// Whether the runtime speaks of the program that the image names.
+fn is_about_program(why: &str) -> bool {
+    ["executable file ", "cannot execute "]
+        .iter()
+        .any(|words| why.starts_with(words))
+}
+
 /// The first argument with which a binary becomes the launcher.
 pub const LAUNCHER: &str = "engine-launcher";
 
@@ -283,7 +293,7 @@ impl Launcher {
             Ok(()) => 0,
             Err(why) => {
                 let _ = fs::write(self.duty.run.log(&start.id), why);
-                125
+                OURS
             }
         };
         // SAFETY: ends the child without running what the parent has to run at its exit.
@@ -328,7 +338,9 @@ impl Launcher {
         if let Err(why) = prepare() {
             return why;
         }
+        // crun runs from a copy of itself: a file in /tmp by default, where it stays when crun is killed at once.
         let error = std::process::Command::new(&self.duty.runtime)
+            .env("_LIBCONTAINER_STATEDIR", &bundle)
             .arg("--root")
             .arg(run.runtime())
             .arg("--log")
@@ -397,8 +409,12 @@ impl Launcher {
             }
         } else {
             let runtime = self.duty.runtime.display();
-            let complaint = self.duty.run.complaint(&id);
-            complaint.unwrap_or_else(|| format!("{runtime} ended with {end:?}"))
+            match self.duty.run.complaint(&id) {
+                // Words about the image's program are the same whoever says them, and so are our own.
+                Some(why) if end == End::Code(OURS) || is_about_program(&why) => why,
+                Some(why) => format!("{runtime}: {why}"),
+                None => format!("{runtime} ended with {end:?}"),
+            }
         };
         self.report(&Report::NotStarted { id, why }, &[])
     }

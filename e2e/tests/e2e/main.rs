@@ -14,6 +14,7 @@ mod images;
 mod ingress;
 mod probes;
 mod protocols;
+mod runtime;
 mod scaling;
 mod settings;
 mod start;

@@ -36,7 +36,8 @@ pub(super) struct Startups {
     ended: BTreeSet<InstanceId>,
     /// When parked instances were let go: their start began then.
     released: BTreeMap<InstanceId, Timestamp>,
-    failed: u64,
+    /// Failures that those who wait are told.
+    told: u64,
     failed_in_a_row: u32,
     /// Instances that ended soon after they were ready, one after the other.
     crashed_in_a_row: u32,
@@ -75,7 +76,8 @@ impl Startups {
                         let lived = instance.since.since(ready.copied().unwrap_or(instance.created));
                         self.crashed(lived, why, now);
                     } else {
-                        self.failed(why(), now);
+                        let by_container = !matches!(exit.cause, ExitCause::NotStarted(_));
+                        self.failed(why(), by_container, now);
                     }
                 }
             }
@@ -129,8 +131,11 @@ impl Startups {
         self.mean_seconds = Some(mean);
     }
 
-    fn failed(&mut self, why: Arc<str>, now: Tick) {
-        self.failed += 1;
+    /// The first in a row that the container had no part in is not told: who waits gets the next one.
+    fn failed(&mut self, why: Arc<str>, by_container: bool, now: Tick) {
+        if by_container || self.failed_in_a_row > 0 {
+            self.told += 1;
+        }
         self.hold_off(self.failed_in_a_row, LONGEST_BACKOFF, now);
         self.failed_in_a_row += 1;
         self.last_failure = Some(why);
@@ -172,9 +177,9 @@ impl Startups {
         self.failed_in_a_row > 0 || self.crashed_in_a_row > 1
     }
 
-    /// How many starts have failed so far.
+    /// How many failed starts those who wait are told of so far.
     pub(super) fn failures(&self) -> u64 {
-        self.failed
+        self.told
     }
 
     pub(super) fn last_failure(&self) -> Option<Arc<str>> {
@@ -214,7 +219,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..8 {
             startups.retry_at = Tick(0);
-            startups.failed("boom".into(), Tick(0));
+            startups.failed("boom".into(), true, Tick(0));
             waits.push(startups.retry_at.0);
         }
         assert_eq!(waits, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
@@ -224,6 +229,22 @@ mod tests {
         startups.succeeded(Duration::from_secs(1));
         assert_eq!(startups.allow(5, 0, Tick(60_000)), 5);
         assert_eq!(startups.failures(), 8);
+    }
+
+    #[test]
+    fn one_failure_of_the_runtime_is_not_told() {
+        let mut startups = Startups::default();
+        startups.failed("no sandbox".into(), false, Tick(0));
+        assert_eq!(startups.failures(), 0);
+        assert_eq!(startups.allow(5, 0, Tick(1_000)), 1, "the next try");
+        startups.failed("no sandbox".into(), false, Tick(1_000));
+        assert_eq!(startups.failures(), 1);
+        startups.succeeded(Duration::from_secs(1));
+        startups.failed("no sandbox".into(), false, Tick(9_000));
+        assert_eq!(startups.failures(), 1, "the first in a row again");
+        startups.succeeded(Duration::from_secs(1));
+        startups.failed("exit code 1".into(), true, Tick(9_000));
+        assert_eq!(startups.failures(), 2);
     }
 
     #[test]
