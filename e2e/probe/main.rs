@@ -10,6 +10,7 @@
 //! | `/read/PATH` | the file |
 //! | `/write/PATH?TEXT` | the file, after it has written the text there |
 //! | `/call/PORT/PATH` | what the server at this port of 127.0.0.1 answers |
+//! | `/reach/ADDRESS:PORT` | the first line that somebody says there, or the kind of the error |
 //! | `/burn?ms=N` | milliseconds of CPU it got while two threads used all they could get for N |
 //! | `/fill?mb=N` | after it has written so many MiB of memory, and given them back |
 //! | `/count` | how often a thread has slept a millisecond so far |
@@ -156,6 +157,8 @@ fn answer(target: &str) -> String {
                 fs::write(&file, query).map_or_else(|error| format!("{file}: {error}"), |()| read(&file))
             } else if let Some((port, path)) = path.strip_prefix("/call/").and_then(|rest| rest.split_once('/')) {
                 call(port, path).unwrap_or_else(|error| format!("127.0.0.1:{port}: {error}"))
+            } else if let Some(address) = path.strip_prefix("/reach/") {
+                reach(address).unwrap_or_else(|error| format!("{:?}", error.kind()))
             } else {
                 format!("{start}\n")
             }
@@ -183,6 +186,14 @@ fn call(port: &str, path: &str) -> io::Result<String> {
     let mut body = String::new();
     reader.take(length).read_to_string(&mut body)?;
     Ok(body)
+}
+
+fn reach(address: &str) -> io::Result<String> {
+    let address = address.parse().map_err(io::Error::other)?;
+    let connection = TcpStream::connect_timeout(&address, Duration::from_secs(30))?;
+    let mut line = String::new();
+    BufReader::new(connection).read_line(&mut line)?;
+    Ok(line)
 }
 
 fn read(path: &str) -> String {

@@ -3,10 +3,12 @@
 //! `cargo nextest run -p homerun-e2e` needs the binary (`HOMERUN_BIN` or a debug build), root, crun, curl, and for
 //! Google's half gcloud.
 
+mod apart;
 mod bad_input;
 mod bounds;
 mod containers;
 mod durability;
+mod egress;
 mod faults;
 mod generations;
 mod half_open;
@@ -14,6 +16,7 @@ mod images;
 mod ingress;
 mod probes;
 mod protocols;
+mod room;
 mod runtime;
 mod scaling;
 mod settings;
