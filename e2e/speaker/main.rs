@@ -12,6 +12,7 @@
 //! | `/say.Say/First`, `/say.Say/Last`, `/say.Say/Thrice` | gRPC: one message for one, one for many, many for one |
 //! | `/say.Say/Never` | gRPC: no answer, ever |
 //! | `/say.Say/Fail` | gRPC: status 9 and words, without a message |
+//! | `/grpc.health.v1.Health/Check` | gRPC: that the server and `say.Say` serve; status 5 for other services |
 
 use std::{convert::Infallible, env, error::Error, net::Ipv4Addr, time::Duration};
 
@@ -90,16 +91,8 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
         }
         "/refuse" => status(StatusCode::FORBIDDEN, "not that"),
         "/say.Say/Never" => std::future::pending().await,
-        "/say.Say/Fail" => {
-            let mut response = with_type("application/grpc", Empty::new().boxed_unsync());
-            response
-                .headers_mut()
-                .insert("grpc-status", HeaderValue::from_static("9"));
-            response
-                .headers_mut()
-                .insert("grpc-message", HeaderValue::from_static("not now"));
-            response
-        }
+        "/say.Say/Fail" => failed("9", "not now"),
+        "/grpc.health.v1.Health/Check" => health(request.into_body()).await,
         path => match path.strip_prefix("/say.Say/") {
             Some(way) => grpc(way.to_owned(), request.into_body()),
             None => status(StatusCode::OK, "spoken"),
@@ -200,6 +193,35 @@ async fn converse(mut socket: WebSocketStream<TokioIo<hyper::upgrade::Upgraded>>
             return;
         }
     }
+}
+
+/// gRPC's end without a message.
+fn failed(code: &'static str, words: &'static str) -> Response<Body> {
+    let mut response = with_type("application/grpc", Empty::new().boxed_unsync());
+    let headers = response.headers_mut();
+    headers.insert("grpc-status", HeaderValue::from_static(code));
+    headers.insert("grpc-message", HeaderValue::from_static(words));
+    response
+}
+
+async fn health(body: Incoming) -> Response<Body> {
+    let mut messages = Messages {
+        body,
+        buffer: BytesMut::new(),
+    };
+    let asked = messages.next().await.unwrap_or_default();
+    // The service's name is the message's only field: behind the prefix, the field's number, and a length.
+    if !matches!(asked.get(7..), None | Some(b"" | b"say.Say")) {
+        return failed("5", "unknown service");
+    }
+    let (pieces, answer) = piped();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    // SERVING. Both fit into the pipe.
+    if say(&pieces, &[0, 0, 0, 0, 2, 8, 1][..]).await {
+        let _ = pieces.send(Frame::trailers(trailers)).await;
+    }
+    with_type("application/grpc", answer)
 }
 
 /// The messages are passed back as they came, whatever is in them.

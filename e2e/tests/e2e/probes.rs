@@ -5,8 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use homerun_e2e::{Layout, User};
+use homerun_e2e::{Client, Layout, User};
 use serde_json::{Value, json};
+
+use crate::protocols::SPEAKER;
 
 /// Longer than anything takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -120,6 +122,35 @@ fn work_that_was_cut_off_is_told_with_the_flag_that_helps() {
     assert!(
         line.contains("--no-cpu-throttling") && line.contains("Warning"),
         "{line}"
+    );
+    user.leaves();
+}
+
+#[test]
+fn a_startup_probe_by_grpc_from_googles_gcloud() {
+    let mut user = User::with(&[], Client::Google);
+    let image = user.import_speaker(SPEAKER);
+    let flags = |service: &str, failures: u32| {
+        format!(
+            "--image={image} --use-http2 \
+             --startup-probe=grpc.service={service},grpc.port=8080,periodSeconds=1,failureThreshold={failures}"
+        )
+    };
+    let url = user.deploy("well", &flags("say.Say", 20));
+    assert_eq!(user.get(&url), "spoken");
+    let shown: Value = serde_json::from_str(&user.describe("well", "json")).expect("JSON");
+    let probe = &shown["spec"]["template"]["spec"]["containers"][0]["startupProbe"];
+    assert_eq!(probe["grpc"], json!({"port": 8080, "service": "say.Say"}), "{probe}");
+
+    // The server is there and well, but it knows no such service.
+    let said = user.refused(&format!(
+        "gcloud run deploy ill $REGION --allow-unauthenticated --quiet {}",
+        flags("nobody", 2)
+    ));
+    let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        said.contains("STARTUP GRPC probe failed 2 times consecutively for container"),
+        "{said}"
     );
     user.leaves();
 }

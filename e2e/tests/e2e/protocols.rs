@@ -19,7 +19,8 @@ use tokio_tungstenite::{
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
 
-const SPEAKER: &str = env!("CARGO_BIN_EXE_speaker");
+/// The program of the image for protocols.
+pub(crate) const SPEAKER: &str = env!("CARGO_BIN_EXE_speaker");
 
 fn run<T>(task: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
