@@ -154,6 +154,18 @@ fn serve(connection: &TcpStream, start: u128) -> io::Result<()> {
         if let Some(code) = target.strip_prefix("/crash?code=") {
             process::exit(code.parse().unwrap_or(1));
         }
+        // A word half a second later, and perhaps an end.
+        if let Some(code) = target.strip_prefix("/later?code=") {
+            let code = code.parse::<i32>();
+            eprint!("begins, ");
+            thread::spawn(move || {
+                thread::sleep(Duration::from_millis(500));
+                eprintln!("said later");
+                if let Ok(code) = code {
+                    process::exit(code);
+                }
+            });
+        }
         if let Some(status) = target.strip_prefix("/health?status=") {
             HEALTH.store(status.parse().unwrap_or(500), Ordering::SeqCst);
         }

@@ -96,10 +96,19 @@ pub fn binary() -> Result<PathBuf> {
 fn spawn(root: &Path, flags: &[String], variables: &[(String, String)]) -> Result<Child> {
     let out = File::create(root.join("up.log"))?;
     let binary = binary()?;
+    let defaults = [
+        ("--api", "127.0.0.1:0"),
+        ("--http", "127.0.0.1:0"),
+        ("--https", "127.0.0.1:0"),
+        ("--idle-retention", "3s"),
+    ];
+    let defaults = defaults
+        .iter()
+        .filter(|(name, _)| !flags.iter().any(|flag| flag == name));
     Command::new(&binary)
-        .args(["up", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0"])
-        .args(["--https", "127.0.0.1:0", "--url-scheme", "http"])
-        .args(["--idle-retention", "3s", "--data-dir"])
+        .args(["up", "--url-scheme", "http"])
+        .args(defaults.flat_map(|(name, value)| [name, value]))
+        .arg("--data-dir")
         .arg(root.join("data"))
         .args(flags)
         .env_remove("HOMERUN_API")
@@ -170,6 +179,49 @@ impl Homerun {
         self.kill()?;
         self.child = spawn(self.root.path(), &self.flags, &self.variables)?;
         self.meet()
+    }
+
+    /// Kills it with SIGKILL, and starts nothing.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_alone(&mut self) -> Result<()> {
+        self.kill()
+    }
+
+    /// After [`Self::kill_alone`]: starts another on the same data and the same ports.
+    ///
+    /// # Errors
+    /// As [`Self::up`].
+    pub fn start_again(&mut self) -> Result<()> {
+        let StartUp { api, http, https, .. } = &self.addresses;
+        let mut flags = self.flags.clone();
+        for (flag, address) in [("--api", api), ("--http", http), ("--https", https)] {
+            flags.extend([flag.to_owned(), address.to_string()]);
+        }
+        self.child = spawn(self.root.path(), &flags, &self.variables)?;
+        self.meet()
+    }
+
+    /// Waits until nothing of it is on the machine.
+    ///
+    /// # Errors
+    /// When something is left after `limit`.
+    pub fn leaves_within(&self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = self.left()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "Homerun {} left behind:\n{}",
+                self.id8,
+                left.join("\n")
+            );
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Reads what it says, and finds it on the machine.

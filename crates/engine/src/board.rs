@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Instance, InstanceId, InstanceState, Observed, RevisionKey};
+use model::{Instance, InstanceId, InstanceState, Observed, RevisionKey, Timestamp};
 use tokio::sync::watch;
 
 use crate::now;
@@ -37,13 +37,18 @@ impl Board {
 
     /// Shows a new instance.
     pub(crate) fn add(&self, id: &InstanceId, of: &RevisionKey, state: InstanceState) {
+        self.add_since(id, of, state, now());
+    }
+
+    /// Shows an instance that was asked for at another time.
+    pub(crate) fn add_since(&self, id: &InstanceId, of: &RevisionKey, state: InstanceState, created: Timestamp) {
         let now = now();
         self.0.send_modify(|observed| {
             let instance = Instance {
                 of: of.clone(),
                 state,
                 since: now,
-                created: now,
+                created,
             };
             let instances = &mut Arc::make_mut(observed).instances;
             instances.insert(id.clone(), instance);

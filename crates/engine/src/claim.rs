@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! /run/homerun/<id8>/owner         locked (flock) by the live owner; holds its process id and data directory
+//!                   /launcher      the launcher's socket, for the server that comes after a dead one
 //!                   /runtime/      the container runtime's own state
-//!                   /bundles/<id>/ one instance: config.json, pid, log (0700: environments hold secrets)
+//!                   /bundles/<id>/ one instance: config.json, pid, log, and a record (0700: environments hold secrets)
 //!                   /box/          where each starting instance mounts its root, seen by itself alone
 //! ```
 
@@ -26,7 +27,7 @@ pub(crate) fn is_id8(text: &str) -> bool {
 }
 
 /// The paths in it; says nothing about whether they exist.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct RunDir(PathBuf);
 
 impl RunDir {
@@ -40,6 +41,11 @@ impl RunDir {
 
     pub(crate) fn owner(&self) -> PathBuf {
         self.0.join("owner")
+    }
+
+    /// Where a launcher without a server waits for the next one.
+    pub(crate) fn launcher(&self) -> PathBuf {
+        self.0.join("launcher")
     }
 
     pub(crate) fn runtime(&self) -> PathBuf {
@@ -63,7 +69,7 @@ impl RunDir {
         self.all_volumes().join(id)
     }
 
-    fn all_volumes(&self) -> PathBuf {
+    pub(crate) fn all_volumes(&self) -> PathBuf {
         self.0.join("volumes")
     }
 

@@ -43,10 +43,21 @@ struct State {
     /// How many probes are being asked: it runs for them, but its idle time goes on.
     held: u32,
     idle_since: Instant,
+    whose: Whose,
     /// Somewhere in the queue of [`Linger`], or being looked at.
     queued: bool,
     /// From when on the end of its linger is a reason to look at it. None: it had no request yet.
     next_look: Option<Instant>,
+}
+
+/// Whose requests may be in an instance, while one server hands over to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    /// Another server's as well: it runs for them.
+    Lent,
+    /// It is another server's to freeze: we only ever set it going.
+    Left,
 }
 
 /// What became of an instance that had lingered.
@@ -67,6 +78,7 @@ impl Cpu {
                 frozen: false,
                 busy: false,
                 held: 0,
+                whose: Whose::Ours,
                 idle_since: now,
                 queued: false,
                 next_look: None,
@@ -104,6 +116,25 @@ impl Cpu {
         state.held += 1;
         state.thaw(id);
         Hold { cpu: self, id }
+    }
+
+    /// Whether another server has requests in it.
+    pub(crate) fn lend(&self, id: &InstanceId, lent: bool) {
+        let mut state = self.lock();
+        if lent {
+            state.whose = Whose::Lent;
+            state.thaw(id);
+        } else if state.whose == Whose::Lent {
+            state.whose = Whose::Ours;
+            if !state.queued {
+                state.freeze(id);
+            }
+        }
+    }
+
+    /// Another server decides from now on.
+    pub(crate) fn leave(&self) {
+        self.lock().whose = Whose::Left;
     }
 
     /// Since when it has no request. None: it has one.
@@ -174,6 +205,7 @@ impl State {
     fn freeze(&mut self, id: &InstanceId) {
         if !self.busy
             && self.held == 0
+            && self.whose == Whose::Ours
             && !self.frozen
             && let Some(freezer) = &self.freezer
         {
@@ -185,7 +217,7 @@ impl State {
     }
 
     fn thaw(&mut self, id: &InstanceId) {
-        if self.frozen
+        if (self.frozen || self.whose == Whose::Left)
             && let Some(freezer) = &self.freezer
         {
             match freezer.freeze(false) {

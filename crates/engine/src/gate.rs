@@ -21,6 +21,8 @@ pub(crate) struct Gate {
     way: Way,
     mark: PathBuf,
     open: AtomicBool,
+    /// Whoever had it before may have opened it.
+    doubtful: bool,
 }
 
 /// How the process that waits is told.
@@ -37,12 +39,27 @@ pub(crate) fn mark(bundle: &Path) -> io::Result<()> {
     fs::File::create(bundle.join(MARK)).map(drop)
 }
 
+/// Whether it is.
+pub(crate) fn is_marked(bundle: &Path) -> bool {
+    bundle.join(MARK).exists()
+}
+
 impl Gate {
     pub(crate) fn new(way: Way, bundle: &Path) -> Self {
         Self {
             way,
             mark: bundle.join(MARK),
             open: AtomicBool::new(false),
+            doubtful: false,
+        }
+    }
+
+    /// One that another server has made, and perhaps opened.
+    pub(crate) fn taken_over(way: Way, bundle: &Path, open: bool) -> Self {
+        Self {
+            open: AtomicBool::new(open),
+            doubtful: true,
+            ..Self::new(way, bundle)
         }
     }
 
@@ -59,6 +76,19 @@ impl Gate {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
+        match self.pass_through() {
+            // It was open.
+            Err(_) if self.doubtful => {
+                if let Way::Fifo(path) = &self.way {
+                    let _ = fs::remove_file(path);
+                }
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    fn pass_through(&self) -> io::Result<()> {
         match &self.way {
             Way::Fifo(path) => {
                 // The other end is open since before the instance was reported.

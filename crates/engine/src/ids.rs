@@ -58,6 +58,30 @@ impl Ranges {
     }
 }
 
+impl Ranges {
+    /// The range that begins with `first`. None: it is in use, or none of ours.
+    pub(crate) fn take_at(&self, first: u32) -> Option<Range> {
+        let mut free = self.0.lock().expect("no panic while held");
+        let offset = first.checked_sub(free.first)?;
+        let index = offset / IDS;
+        if offset % IDS != 0 || index >= MOST_RANGES {
+            return None;
+        }
+        while free.next <= index {
+            let next = free.next;
+            free.back.push(next);
+            free.next += 1;
+        }
+        let at = free.back.iter().position(|back| *back == index)?;
+        free.back.swap_remove(at);
+        Some(Range {
+            of: self.clone(),
+            index,
+            first,
+        })
+    }
+}
+
 impl Range {
     pub(crate) fn first(&self) -> u32 {
         self.first
@@ -85,6 +109,17 @@ mod tests {
         let first = one.first();
         drop(one);
         assert_eq!(ranges.take().expect("free").first(), first);
+    }
+
+    #[test]
+    fn a_range_that_was_in_use_before_is_taken_once() {
+        let ranges = Ranges::new(FIRST_ID);
+        let third = ranges.take_at(FIRST_ID + 2 * IDS).expect("free");
+        assert!(ranges.take_at(FIRST_ID + 2 * IDS).is_none());
+        assert!(ranges.take_at(FIRST_ID + 1).is_none());
+        assert!(ranges.take_at(FIRST_ID - IDS).is_none());
+        let others: Vec<Range> = (0..3).filter_map(|_| ranges.take()).collect();
+        assert!(others.iter().all(|other| other.first() != third.first()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, socketpair};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     process::{Child, Command},
@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    adoption::Held,
     launcher::{self, Duty},
     watched::watched,
     wire::{self, Order, Report},
@@ -24,7 +25,7 @@ use crate::{
 /// How long a launcher may take to say that it is there.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One launcher. When it is dropped the launcher ends everything and goes.
+/// One launcher. When it is dropped the launcher keeps what runs for a while, if it was told so, and goes.
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: AsyncFd<OwnedFd>,
@@ -71,6 +72,50 @@ impl Link {
             Ok(_) => Err(LaunchError::Ended { program }),
             Err(_) => Err(LaunchError::Late { program }),
         }
+    }
+
+    /// Takes over the launcher of a server that is gone, with what it has kept. None: there is none that suits.
+    pub(crate) async fn take_over(path: &Path, duty: &Duty, number: u64) -> Option<(Self, Vec<Held>)> {
+        let knock = || -> io::Result<Self> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+            let socket = watched(socket)?;
+            Ok(Self { socket, number })
+        };
+        let taking = async {
+            let link = knock()?;
+            let order = Order::TakeOver {
+                version: wire::VERSION,
+                duty: duty.clone(),
+            };
+            link.order(&order, &[]).await?;
+            let mut all = Vec::new();
+            loop {
+                match link.report().await? {
+                    Some((Report::Up, _)) => return Ok((link, all)),
+                    Some((Report::Held { id, end, .. }, files)) => all.push(Held { id, end, files }),
+                    Some(_) | None => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                }
+            }
+        };
+        match timeout(PATIENCE, taking).await {
+            Ok(Ok(taken)) => Some(taken),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "no launcher to take over");
+                None
+            }
+            Err(_) => {
+                tracing::warn!("the launcher of the last server does not answer, and is ended");
+                None
+            }
+        }
+    }
+
+    /// Has the launcher end everything at once, when nobody waits for it.
+    pub(crate) fn end(&self) {
+        // One that is gone has ended everything.
+        let _ = wire::send(self.socket.get_ref(), &Order::End, &[]);
     }
 
     pub(crate) async fn order(&self, order: &Order, files: &[&OwnedFd]) -> io::Result<()> {

@@ -2,10 +2,11 @@
 //!
 //! It exists for three reasons. It runs the container runtime in a mount namespace in which the empty version 2 tree of
 //! control groups is not mounted, without which crun refuses to work beside version 1. It adopts what the runtime
-//! starts (as a subreaper) and so learns how each instance ended. And it outlives a killed server by as long as it
-//! takes to end everything that the server had running: a closed socket is its order to do so.
+//! starts (as a subreaper) and so learns how each instance ended. And it outlives its server: for a while it keeps what
+//! the server had running, for another server that takes over, and then it ends all of it.
 //!
-//! One thread, one loop over two files: the socket and the signal that a child ended.
+//! One thread, one loop over few files: the server's socket, or the one where the next server knocks, the signal that a
+//! child ended, and the words of sandboxes that are being made.
 #![expect(unsafe_code, reason = "clone, _exit and signalfd have no safe form")]
 
 use std::{
@@ -17,12 +18,13 @@ use std::{
         unix::{ffi::OsStrExt as _, process::CommandExt as _},
     },
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Mode, OFlags},
+    net::{SocketFlags, accept_with, sockopt},
     process::{Pid, PidfdFlags, Signal, WaitOptions},
 };
 
@@ -31,8 +33,9 @@ use crate::{
     claim::{Claim, RunDir, Wait},
     company, egress,
     gvisor::{self, Gvisor, Making},
+    keeping::{self, Keeping, Made},
     network, process, rootfs,
-    sandbox::{Infant, Nursery, Plan, Reaped, Request},
+    sandbox::{Infant, Nursery, Plan, Reaped, Request, Spent},
     sweep,
     wire::{self, End, Order, Report, Start},
 };
@@ -51,7 +54,7 @@ fn is_about_program(why: &str) -> bool {
 pub const LAUNCHER: &str = "engine-launcher";
 
 /// What the launcher is told once, as its second argument.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Duty {
     pub(crate) id8: String,
     pub(crate) run: RunDir,
@@ -59,6 +62,8 @@ pub(crate) struct Duty {
     pub(crate) layout: Layout,
     /// Whether instances have a way out.
     pub(crate) egress: bool,
+    /// How long instances are kept for the next server when theirs is gone. Zero: they end at once.
+    pub(crate) adoption: Duration,
 }
 
 /// Runs as launcher until the server is gone. `duty` is the argument after [`LAUNCHER`]; standard input is the socket.
@@ -85,7 +90,13 @@ struct Launcher {
     duty: Duty,
     /// `duty.layout`, with the unified tree at an open file of ours instead of the mount that we left.
     layout: Layout,
-    socket: OwnedFd,
+    /// None while there is no server.
+    socket: Option<OwnedFd>,
+    /// Where a new server knocks.
+    door: OwnedFd,
+    /// Until when instances are kept without a server.
+    kept_until: Option<Instant>,
+    keeping: Keeping,
     children: OwnedFd,
     home: network::Home,
     egress: Option<egress::Link>,
@@ -95,8 +106,6 @@ struct Launcher {
     creating: HashMap<Pid, String>,
     running: HashMap<Pid, String>,
     nursery: Nursery,
-    /// The gates of our own sandboxes: while they are held here, a parked one outlives its server.
-    gates: HashMap<Pid, OwnedFd>,
     /// Ended before we knew whose it was.
     strays: HashMap<Pid, End>,
     _unified: Option<OwnedFd>,
@@ -132,75 +141,156 @@ impl Launcher {
         }
         Ok(Self {
             egress: duty.egress.then(|| egress::Link::start(&duty.id8)),
+            door: keeping::door(&duty.run)?,
             duty,
             layout,
-            socket,
+            socket: Some(socket),
+            kept_until: None,
+            keeping: Keeping::default(),
             children,
             home: network::Home::open()?,
             user_namespaces: HashMap::new(),
             creating: HashMap::new(),
             running: HashMap::new(),
             nursery: Nursery::open()?,
-            gates: HashMap::new(),
             strays: HashMap::new(),
             _unified: kept,
         })
     }
 
     fn serve(mut self) -> io::Result<()> {
-        self.report(&Report::Up, &[])?;
+        self.report(&Report::Up, &[]);
         loop {
-            let mut files = [
-                PollFd::new(&self.socket, PollFlags::IN),
+            let rest = self.egress.as_mut().and_then(egress::Link::turn);
+            let left = self
+                .kept_until
+                .map(|until| until.saturating_duration_since(Instant::now()));
+            let rest = rest.into_iter().chain(left).min();
+            let mut files = vec![
                 PollFd::new(&self.children, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.nursery.words(), PollFlags::IN),
             ];
-            let rest = self.egress.as_mut().and_then(egress::Link::turn);
+            match &self.socket {
+                Some(socket) => files.push(PollFd::new(socket, PollFlags::IN)),
+                // Half-made ones are given up first: a new server finds an instance whole, or not at all.
+                None if self.creating.is_empty() && self.nursery.is_empty() => {
+                    files.push(PollFd::new(&self.door, PollFlags::IN));
+                }
+                None => {}
+            }
             let rest = rest.and_then(|rest| rest.try_into().ok());
             match poll(&mut files, rest.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let [asked, ended, heard] = files.map(|file| !file.revents().is_empty());
-            let mut alive = true;
+            let due = |number: usize| files.get(number).is_some_and(|file| !file.revents().is_empty());
+            let [ended, heard, asked] = [0, 1, 2].map(due);
+            drop(files);
             if heard || ended {
-                alive = self.hear().is_ok();
+                self.hear()?;
             }
-            if ended && alive {
-                alive = self.reap().is_ok();
+            if ended {
+                self.reap()?;
             }
-            if asked && alive {
-                alive = match wire::receive(&self.socket) {
-                    Ok(Some((Order::Leave, _))) => return Ok(()),
-                    Ok(Some((order, files))) => self.obey(order, files).is_ok(),
-                    Ok(None) | Err(_) => false,
+            if asked {
+                match &self.socket {
+                    Some(socket) => match wire::receive(socket) {
+                        Ok(Some((Order::Leave, _))) => return Ok(()),
+                        Ok(Some((Order::End, _))) => {
+                            return self.end_all(Wait::ForAnyone(Duration::from_secs(2))).map(drop);
+                        }
+                        Ok(Some((order, files))) => self.obey(order, files),
+                        Ok(None) | Err(_) => self.lose(),
+                    },
+                    None => self.take_over(),
+                }
+            }
+            if let Some(until) = self.kept_until.filter(|until| *until <= Instant::now()) {
+                let wait = if self.duty.adoption.is_zero() {
+                    Wait::ForAnyone(Duration::from_secs(2))
+                } else {
+                    Wait::Not
                 };
-            }
-            if !alive {
-                return self.end_all();
+                if self.end_all(wait)? || self.duty.adoption.is_zero() {
+                    return Ok(());
+                }
+                // A new server has just come: it takes over, or sweeps by itself, and us with it.
+                self.kept_until = Some(until + Duration::from_millis(200));
             }
         }
     }
 
-    /// Errors only when nobody listens any more.
-    fn report(&self, report: &Report, files: &[&OwnedFd]) -> io::Result<()> {
-        let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
-        wire::send(&self.socket, report, &files)
+    /// The server is gone. What is being made is given up, what is made is kept for the next one.
+    fn lose(&mut self) {
+        self.socket = None;
+        self.kept_until = Some(Instant::now() + self.duty.adoption);
+        self.nursery.end_all();
+        for pid in self.creating.keys() {
+            // Not reaped yet, so the number is still its own.
+            let _ = rustix::process::kill_process(*pid, Signal::KILL);
+        }
     }
 
-    fn obey(&mut self, order: Order, files: Vec<OwnedFd>) -> io::Result<()> {
+    /// A new server is at the door. One that we do not suit is left to end us.
+    fn take_over(&mut self) {
+        let come = || -> io::Result<(OwnedFd, Order)> {
+            let socket = accept_with(&self.door, SocketFlags::CLOEXEC)?;
+            if sockopt::socket_peercred(&socket)?.uid != rustix::process::geteuid() {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(2)))?;
+            let (order, _) = wire::receive(&socket)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, None)?;
+            Ok((socket, order))
+        };
+        let Ok((socket, Order::TakeOver { version, duty })) = come() else {
+            return;
+        };
+        self.duty.adoption = duty.adoption;
+        if version != wire::VERSION || duty != self.duty {
+            return;
+        }
+        self.socket = Some(socket);
+        self.kept_until = None;
+        let held: Vec<_> = self.keeping.held().collect();
+        let told = held.iter().all(|(report, files)| self.tell(report, files).is_ok());
+        drop(held);
+        if told {
+            self.report(&Report::Up, &[]);
+        } else {
+            self.lose();
+        }
+    }
+
+    fn tell(&self, report: &Report, files: &[&OwnedFd]) -> io::Result<()> {
+        let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        match &self.socket {
+            Some(socket) => wire::send(socket, report, &files),
+            None => Ok(()),
+        }
+    }
+
+    /// Without a server nobody is told; the next one hears of what is kept.
+    fn report(&mut self, report: &Report, files: &[&OwnedFd]) {
+        if self.tell(report, files).is_err() {
+            self.lose();
+        }
+    }
+
+    fn obey(&mut self, order: Order, mut files: Vec<OwnedFd>) {
         match order {
-            Order::Leave => Ok(()),
+            Order::Leave | Order::End | Order::TakeOver { .. } => {}
             Order::Start(start) => {
+                let output = files.split_off(files.len().min(3));
+                self.keeping.begin(&start.id, output);
                 let begun = match &start.plan {
                     Some(plan) => self.make(&start, plan, &files),
                     None => self.create(&start, &files).map(|pid| {
                         self.creating.insert(pid, start.id.clone());
                     }),
                 };
-                match begun {
-                    Ok(()) => Ok(()),
-                    Err(why) => self.report(&Report::NotStarted { id: start.id, why }, &[]),
+                if let Err(why) = begun {
+                    self.not_started(start.id, why);
                 }
             }
             Order::Abort { id } => {
@@ -210,9 +300,14 @@ impl Launcher {
                     // Not reaped yet, so the number is still its own.
                     let _ = rustix::process::kill_process(*pid, Signal::KILL);
                 }
-                Ok(())
             }
+            Order::Forget { id } => self.keeping.forget(&id),
         }
+    }
+
+    fn not_started(&mut self, id: String, why: String) {
+        self.keeping.forget(&id);
+        self.report(&Report::NotStarted { id, why }, &[]);
     }
 
     /// The user namespace of a range.
@@ -253,18 +348,40 @@ impl Launcher {
                 gate,
                 spent,
             } = infant;
-            let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-            self.running.insert(pid, id.clone());
-            let report = Report::Created {
-                id: id.clone(),
-                pid: pid.as_raw_nonzero().get(),
-                spent: Some(spent),
+            let made = Made {
+                pid,
+                process: rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
+                network,
+                gate: Some(gate),
+                end: None,
             };
-            self.report(&report, &[&process, &network, &gate])?;
-            if let Some(egress) = &mut self.egress {
-                egress.attach(&id, network);
-            }
-            self.gates.insert(pid, gate);
+            self.made(id, made, Some(spent))?;
+        }
+        Ok(())
+    }
+
+    /// A process waits to be released.
+    fn made(&mut self, id: String, made: Made, spent: Option<Spent>) -> io::Result<()> {
+        let pid = made.pid;
+        self.running.insert(pid, id.clone());
+        let report = Report::Created {
+            id: id.clone(),
+            pid: pid.as_raw_nonzero().get(),
+            spent,
+        };
+        let files: Vec<&OwnedFd> = [&made.process, &made.network].into_iter().chain(&made.gate).collect();
+        let told = self.tell(&report, &files);
+        let network = made.network.try_clone()?;
+        if !self.keeping.made(&id, made) {
+            // Nobody waits for it any more.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        // The others of a company share the first one's network.
+        if let Some(egress) = self.egress.as_mut().filter(|_| company::whose(&id).1 == 0) {
+            egress.attach(&id, network);
+        }
+        if told.is_err() {
+            self.lose();
         }
         Ok(())
     }
@@ -378,7 +495,7 @@ impl Launcher {
                     if let Some(egress) = &mut self.egress {
                         egress.release(&id);
                     }
-                    self.report(&Report::NotStarted { id, why }, &[])?;
+                    self.not_started(id, why);
                     continue;
                 }
                 Reaped::Stranger => {}
@@ -392,8 +509,8 @@ impl Launcher {
                 if let Some(egress) = &mut self.egress {
                     egress.release(&id);
                 }
-                self.gates.remove(&pid);
-                self.report(&Report::Exited { id, end }, &[])?;
+                self.keeping.ended(&id, end);
+                self.report(&Report::Exited { id, end }, &[]);
             } else if !self.creating.is_empty() {
                 self.strays.insert(pid, end);
             }
@@ -403,8 +520,8 @@ impl Launcher {
     /// The runtime's `create` ended: either a process waits to be released, or the runtime said why not.
     fn created(&mut self, id: String, end: End) -> io::Result<()> {
         let why = if end == End::Code(0) {
-            match self.adopt(&id) {
-                Ok(sent) => return sent,
+            match self.complete(&id) {
+                Ok(made) => return self.made(id, made, None),
                 Err(why) => why,
             }
         } else {
@@ -416,11 +533,12 @@ impl Launcher {
                 None => format!("{runtime} ended with {end:?}"),
             }
         };
-        self.report(&Report::NotStarted { id, why }, &[])
+        self.not_started(id, why);
+        Ok(())
     }
 
-    /// Completes a created instance; the server releases it. The outer error is what went wrong with it.
-    fn adopt(&mut self, id: &str) -> Result<io::Result<()>, String> {
+    /// Completes a created instance; the server releases it.
+    fn complete(&mut self, id: &str) -> Result<Made, String> {
         let text = fs::read_to_string(self.duty.run.bundle(id).join("pid"))
             .map_err(rootfs::describe("read the runtime's pid file"))?;
         let number = text.trim().parse().unwrap_or(0);
@@ -439,24 +557,19 @@ impl Launcher {
                 .furnish(&network, way_out)
                 .map_err(rootfs::describe("give the instance its address"))?;
         }
-        self.running.insert(pid, id.to_owned());
-        let report = Report::Created {
-            id: id.to_owned(),
-            pid: number,
-            spent: None,
-        };
-        let sent = self.report(&report, &[&process, &network]);
-        if let Some(egress) = self.egress.as_mut().filter(|_| company::whose(id).1 == 0) {
-            egress.attach(id, network);
-        }
-        Ok(sent)
+        Ok(Made {
+            pid,
+            process,
+            network,
+            gate: None,
+            end: None,
+        })
     }
 
-    /// The server is gone: so is everything it had running.
-    fn end_all(self) -> io::Result<()> {
-        // A new server that is here already sweeps by itself, and us with it.
-        let Some(mut claim) = Claim::take(&self.duty.id8, Wait::ForAnyone(Duration::from_secs(2)))? else {
-            return Ok(());
+    /// Ends everything, and tells whether it was ours to end: a new server that is here sweeps by itself.
+    fn end_all(&self, wait: Wait) -> io::Result<bool> {
+        let Some(mut claim) = Claim::take(&self.duty.id8, wait)? else {
+            return Ok(false);
         };
         claim.unsign()?;
         self.nursery.end_all();
@@ -469,8 +582,9 @@ impl Launcher {
         }
         // Zombies stay in their groups until reaped.
         std::thread::spawn(|| while rustix::process::wait(WaitOptions::empty()).is_ok() {});
-        sweep::sweep(&self.duty.id8, &claim, &self.layout)?;
-        claim.remove()
+        sweep::sweep(&self.duty.id8, &self.duty.run, &self.layout)?;
+        claim.remove()?;
+        Ok(true)
     }
 }
 

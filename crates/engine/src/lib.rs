@@ -16,6 +16,7 @@
 //! control groups, alone or beside an empty version 2 tree, is tested with real instances; for machines with version 2
 //! only, configuration and parsing are tested as text, and nothing more was tried.
 
+mod adoption;
 mod board;
 mod bundle;
 mod cgroup;
@@ -29,6 +30,7 @@ mod error;
 mod gate;
 mod gvisor;
 mod ids;
+mod keeping;
 mod launch;
 mod launcher;
 mod life;
@@ -39,6 +41,7 @@ mod output;
 mod phases;
 mod probe;
 mod process;
+mod records;
 mod room;
 mod rootfs;
 mod sandbox;
@@ -129,12 +132,15 @@ pub(crate) struct Inner {
     link: watch::Sender<Option<Arc<Link>>>,
     /// How many instances the runtime may create at a time: more only slow each other down.
     creations: Semaphore,
+    creating: usize,
     /// One instance's memory is pushed out at a time: it is work for the disk, and nobody waits for it.
     reclaiming: Semaphore,
     closing: AtomicBool,
     claim: Mutex<Option<Claim>>,
     gvisor_path: std::ffi::OsString,
     gvisor: tokio::sync::OnceCell<gvisor::Gvisor>,
+    /// Whether instances may outlive us.
+    adoptable: bool,
 }
 
 /// As it was when this was first asked: the answer costs the reading of three files.
@@ -159,22 +165,17 @@ impl Engine {
             .map_err(failed("read the mounts of this machine"))?
             .ok_or(OpenError::NoGroups)?;
         let claim = {
-            let (id8, layout) = (settings.id8.clone(), layout.clone());
+            let id8 = settings.id8.clone();
             let data_dir = settings.data_dir.clone();
             let claimed = tokio::task::spawn_blocking(move || -> io::Result<Option<Claim>> {
-                let Some(mut claim) = Claim::take(&id8, Wait::ForCleaner(CLAIM_PATIENCE))? else {
-                    return Ok(None);
-                };
-                sweep::sweep(&id8, &claim, &layout)?;
-                claim.dir.furnish()?;
-                claim.sign(&data_dir)?;
-                Ok(Some(claim))
+                let claim = Claim::take(&id8, Wait::ForCleaner(CLAIM_PATIENCE))?;
+                claim.map(|mut claim| claim.sign(&data_dir).map(|()| claim)).transpose()
             });
             claimed
                 .await
                 .map_err(io::Error::other)
                 .and_then(|claimed| claimed)
-                .map_err(failed("sweep what an earlier Homerun left"))?
+                .map_err(failed("claim the data directory's id"))?
         };
         let runtime = doctor::program(&settings.runtime);
         let runtime = runtime.ok_or(OpenError::NoRuntime {
@@ -190,8 +191,22 @@ impl Engine {
             runtime,
             layout: layout.clone(),
             egress: settings.egress == Egress::Internet,
+            adoption: settings.adoption,
         };
-        let (first_link, child) = Link::open(&settings.launcher, &duty, 1).await?;
+        let taken = Link::take_over(&run.launcher(), &duty, 1).await;
+        let (first_link, child, held) = if let Some((link, held)) = taken {
+            (link, None, Some(held))
+        } else {
+            let (id8, layout, run) = (settings.id8.clone(), layout.clone(), run.clone());
+            let swept = tokio::task::spawn_blocking(move || {
+                sweep::sweep(&id8, &run, &layout)?;
+                run.furnish()
+            });
+            let swept = swept.await.map_err(io::Error::other).and_then(|swept| swept);
+            swept.map_err(failed("sweep what an earlier Homerun left"))?;
+            let (link, child) = Link::open(&settings.launcher, &duty, 1).await?;
+            (link, Some(child), None)
+        };
         let first_link = Arc::new(first_link);
         let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         let (linger, looks) = Linger::new();
@@ -212,11 +227,13 @@ impl Engine {
             linger,
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
             creations: Semaphore::new(3 * cpus()),
+            creating: 3 * cpus(),
             reclaiming: Semaphore::new(1),
             closing: AtomicBool::new(false),
             claim: Mutex::new(Some(claim)),
             gvisor_path: settings.gvisor_path,
             gvisor: tokio::sync::OnceCell::new(),
+            adoptable: !settings.adoption.is_zero(),
         });
         let freezing = {
             let inner = Arc::clone(&inner);
@@ -225,18 +242,21 @@ impl Engine {
                 tokio::join!(inner.linger.run(), watching);
             })
         };
-        let listening = {
-            let inner = Arc::clone(&inner);
-            tokio::spawn(async move {
-                inner.keep_launcher(settings.launcher, duty, first_link, child).await;
-            })
-        };
-        Ok(Self {
-            inner,
+        let engine = Self {
+            inner: Arc::clone(&inner),
             lives: Mutex::default(),
             freezing,
-            listening: Mutex::new(Some(listening)),
-        })
+            listening: Mutex::default(),
+        };
+        if let Some(held) = held {
+            let adopted = engine.adopt(held, &first_link).await;
+            adopted.map_err(failed("go on with the last server's instances"))?;
+        }
+        let listening = tokio::spawn(async move {
+            inner.keep_launcher(settings.launcher, duty, first_link, child).await;
+        });
+        *engine.listening.lock().expect("no panic while held") = Some(listening);
+        Ok(engine)
     }
 
     /// Starts an instance, once per id. Returns when it is accepted; what becomes of it is observed.
@@ -448,7 +468,7 @@ impl Engine {
             let claim = inner.claim.lock().expect("no panic while held").take();
             match claim {
                 Some(claim) => {
-                    sweep::sweep(&inner.id8, &claim, &inner.layout)?;
+                    sweep::sweep(&inner.id8, &inner.run, &inner.layout)?;
                     claim.remove()
                 }
                 None => Ok(()),
@@ -468,7 +488,9 @@ impl Drop for Engine {
         if let Some(listening) = self.listening.get_mut().ok().and_then(Option::take) {
             listening.abort();
         }
-        self.inner.link.send_replace(None);
+        if let Some(link) = self.inner.link.send_replace(None) {
+            link.end();
+        }
     }
 }
 
@@ -488,6 +510,7 @@ impl Inner {
     }
 
     fn stop(&self, entry: &Entry, grace: Duration) {
+        records::mark_stopping(&self.run.bundle(entry.spec.id.as_str()), grace);
         self.board.enter(&entry.spec.id, InstanceState::Stopping);
         entry.stop.send_if_modified(|asked| {
             let first = asked.is_none();
@@ -498,6 +521,7 @@ impl Inner {
 
     pub(crate) fn ready(&self, entry: &Entry, freezer: Freezer) {
         let spec = &entry.spec;
+        records::mark_ready(&self.run.bundle(spec.id.as_str()));
         self.board.enter(&spec.id, InstanceState::Ready);
         self.linger.allow(&spec.id, &entry.cpu, spec.cpu_allocation, freezer);
     }
@@ -507,13 +531,21 @@ impl Inner {
     }
 
     /// Passes on what the launcher reports; when it dies, starts another one. For ever, or until the engine closes.
-    async fn keep_launcher(&self, program: PathBuf, duty: Duty, mut link: Arc<Link>, mut child: tokio::process::Child) {
+    async fn keep_launcher(
+        &self,
+        program: PathBuf,
+        duty: Duty,
+        mut link: Arc<Link>,
+        mut child: Option<tokio::process::Child>,
+    ) {
         loop {
             while let Ok(Some((report, files))) = link.report().await {
                 self.dispatch(report, files);
             }
             self.link.send_replace(None);
-            if let Err(error) = child.wait().await {
+            if let Some(child) = &mut child
+                && let Err(error) = child.wait().await
+            {
                 tracing::warn!(%error, "cannot wait for the launcher");
             }
             if self.closing.load(Ordering::SeqCst) {
@@ -531,7 +563,7 @@ impl Inner {
             let number = link.number + 1;
             (link, child) = loop {
                 match Link::open(&program, &duty, number).await {
-                    Ok((link, child)) => break (Arc::new(link), child),
+                    Ok((link, child)) => break (Arc::new(link), Some(child)),
                     Err(error) => {
                         tracing::error!(%error, "no launcher, trying again in a second");
                         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -544,7 +576,7 @@ impl Inner {
 
     fn dispatch(&self, report: Report, files: Vec<OwnedFd>) {
         let (id, event) = match report {
-            Report::Up => return,
+            Report::Up | Report::Held { .. } => return,
             Report::Created { id, pid, spent } => {
                 let mut files = files.into_iter();
                 let (Some(process), Some(network)) = (files.next(), files.next()) else {

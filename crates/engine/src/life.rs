@@ -8,6 +8,7 @@
 //! namespaces that the others join; they are started in the order of their dependencies; the end of one is the end of
 //! all.
 
+mod going_on;
 mod order;
 mod prepare;
 mod running;
@@ -31,10 +32,11 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+pub(crate) use going_on::go_on;
 use order::started;
 use prepare::{Prepared, furnish, prepare, size_of_volume};
-pub(crate) use running::Running;
-use running::{Container, exited, gone, killed_for_memory};
+pub(crate) use running::{Container, Running};
+use running::{exited, gone, killed_for_memory};
 pub(crate) use verdict::chain;
 use verdict::{never_executed, not_started};
 
@@ -56,7 +58,7 @@ use crate::{
 };
 
 /// How long the runtime may take to create an instance whose image is on disk.
-const CREATE_PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const CREATE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long `startup_cpu_boost` lasts after the instance is ready.
 const BOOST: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone.
@@ -123,6 +125,16 @@ pub(crate) async fn live(engine: Arc<Inner>, entry: Arc<Entry>, events: mpsc::Re
         Err(cause) => cause,
     };
     life.end(cause).await;
+}
+
+/// Whose a stream is.
+pub(crate) fn source(spec: &InstanceSpec, index: usize, stream: Stream) -> Source {
+    Source {
+        of: spec.of.clone(),
+        instance: spec.id.clone(),
+        container: company::log_name(spec, index).unwrap_or_default().to_owned(),
+        stream,
+    }
 }
 
 struct Life {
@@ -236,18 +248,15 @@ impl Life {
                 .map_err(|error| not_started(format!("preparing failed: {error}")))?;
             written.map_err(ExitCause::NotStarted)?
         };
+        let bundle = self.engine.run.bundle(&id);
         let mut open = |stream| {
-            let source = Source {
-                of: spec.of.clone(),
-                instance: spec.id.clone(),
-                container: company::log_name(spec, index).unwrap_or_default().to_owned(),
-                stream,
-            };
-            self.output.open(&self.engine.log, source)
+            let source = source(spec, index, stream);
+            self.output.open(&self.engine.log, source, &bundle)
         };
         let files = (|| {
-            let files = [process::empty_input()?, open(Stream::Stdout)?, open(Stream::Stderr)?];
-            for file in &files {
+            let (stdout, stderr) = (open(Stream::Stdout)?, open(Stream::Stderr)?);
+            let files = [process::empty_input()?, stdout.0, stderr.0, stdout.1, stderr.1];
+            for file in &files[..3] {
                 // So that the instance's user may open /dev/stdin, /dev/stdout and /dev/stderr again.
                 let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
                 rustix::fs::fchown(file, Some(user), Some(group))?;
@@ -326,7 +335,12 @@ impl Life {
         let unhealthy = probe::watch(Arc::clone(&engine), Arc::clone(&entry), released);
         let mut unhealthy = std::pin::pin!(unhealthy);
         let mut boosted = spec.startup_cpu_boost;
-        let boost_end = sleep_until(Instant::now() + Duration::from_secs(1 << 30));
+        let rest = if self.ready {
+            BOOST
+        } else {
+            Duration::from_secs(1 << 30)
+        };
+        let boost_end = sleep_until(Instant::now() + rest);
         let mut boost_end = std::pin::pin!(boost_end);
         let mut stop = self.stop.clone();
         loop {
@@ -348,15 +362,11 @@ impl Life {
                 }
                 started = &mut started, if !self.ready => match started {
                     Ok(program_runs) => {
-                        self.ready = true;
                         self.record_start(program_runs);
                         boost_end.as_mut().reset(Instant::now() + BOOST);
-                        match entry.groups.freezer() {
-                            Ok(freezer) => engine.ready(&entry, freezer),
-                            Err(error) => {
-                                self.kill().await;
-                                return not_started(format!("cannot open its freezer: {error}"));
-                            }
+                        if let Err(cause) = self.be_ready() {
+                            self.kill().await;
+                            return cause;
                         }
                     }
                     Err((index, cause)) => {
@@ -387,6 +397,15 @@ impl Life {
                 }
             }
         }
+    }
+
+    /// It takes requests from now on.
+    fn be_ready(&mut self) -> Result<(), ExitCause> {
+        let freezer = self.entry.groups.freezer();
+        let freezer = freezer.map_err(|error| not_started(format!("cannot open its freezer: {error}")))?;
+        self.ready = true;
+        self.engine.ready(&self.entry, freezer);
+        Ok(())
     }
 
     fn record_start(&self, program_runs: Option<std::time::Instant>) {
@@ -501,6 +520,14 @@ impl Life {
     async fn end(self, cause: ExitCause) {
         let (engine, entry) = (self.engine, self.entry);
         let id = &entry.spec.id;
+        let link = engine.link.borrow().clone();
+        if let Some(link) = link.filter(|link| link.number == self.link) {
+            for index in 0..=entry.spec.sidecars.len() {
+                let id = company::runtime_name(id, index);
+                // A launcher that is gone has forgotten it.
+                let _ = link.order(&Order::Forget { id }, &[]).await;
+            }
+        }
         entry.over.set(cause.clone()).expect("an instance ends once");
         entry.cpu.release(id);
         let clearing = {
@@ -561,7 +588,7 @@ impl Life {
 
 impl Entry {
     /// The groups of one container: the instance's own when it is alone.
-    fn groups_of(&self, index: usize) -> Groups {
+    pub(crate) fn groups_of(&self, index: usize) -> Groups {
         if self.spec.sidecars.is_empty() {
             self.groups.clone()
         } else {

@@ -2,8 +2,9 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    fs, io,
     os::fd::OwnedFd,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -15,12 +16,19 @@ use model::{InstanceId, InstanceSpec, LogLine, RevisionKey, Severity, Stream};
 use tokio::{
     io::AsyncReadExt as _,
     net::unix::pipe,
-    sync::mpsc::{Sender, error::TrySendError},
+    sync::{
+        mpsc::{Sender, error::TrySendError},
+        watch,
+    },
     task::JoinSet,
 };
 
+use crate::records;
+
 /// Longer lines are split: Cloud Logging's limit of one entry.
 pub(crate) const LONGEST_LINE: usize = 256 << 10;
+/// How much a stream holds while nobody reads it.
+const PIPE_BYTES: usize = 1 << 20;
 /// How many lines an exit tells, and how many characters of each.
 const LAST_LINES: usize = 20;
 const LAST_CHARACTERS: usize = 500;
@@ -87,6 +95,8 @@ fn text(bytes: &[u8]) -> String {
 pub(crate) struct Log {
     sender: Sender<LogLine>,
     dropped: AtomicU64,
+    /// Another server reads from now on.
+    leaving: watch::Sender<bool>,
 }
 
 impl Log {
@@ -94,7 +104,14 @@ impl Log {
         Self {
             sender,
             dropped: AtomicU64::new(0),
+            leaving: watch::Sender::new(false),
         }
+    }
+
+    /// Stops all reading; what was read of a line without its end is written down when this returns.
+    pub(crate) async fn leave(&self) {
+        self.leaving.send_replace(true);
+        self.leaving.closed().await;
     }
 
     pub(crate) fn dropped(&self) -> u64 {
@@ -160,27 +177,68 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Starts to read one stream and returns the end that the instance writes to.
-    pub(crate) fn open(&mut self, log: &Arc<Log>, source: Source) -> io::Result<OwnedFd> {
+    /// Starts to read one stream. Returns the end that the instance writes to, and another one to read from, for whoever
+    /// keeps the stream open when we are gone.
+    pub(crate) fn open(&mut self, log: &Arc<Log>, source: Source, bundle: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // What is said while no server reads. Less is what a machine gives that has none left.
+        let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE_BYTES);
         rustix::fs::fcntl_setfl(&read, rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::RDONLY)?;
+        let kept = read.try_clone()?;
+        self.read(log, source, read, Lines::default(), bundle)?;
+        Ok((write, kept))
+    }
+
+    /// Reads on where another server has stopped.
+    pub(crate) fn go_on(&mut self, log: &Arc<Log>, source: Source, read: OwnedFd, bundle: &Path) -> io::Result<()> {
+        let tail = records::tail(bundle, source.stream);
+        let lines = Lines {
+            open: fs::read(&tail).unwrap_or_default(),
+        };
+        let _ = fs::remove_file(&tail);
+        self.read(log, source, read, lines, bundle)
+    }
+
+    fn read(
+        &mut self,
+        log: &Arc<Log>,
+        source: Source,
+        read: OwnedFd,
+        mut lines: Lines,
+        bundle: &Path,
+    ) -> io::Result<()> {
         let mut read = pipe::Receiver::from_owned_fd(read)?;
         let log = Arc::clone(log);
         let last = Arc::clone(&self.last);
+        let tail = records::tail(bundle, source.stream);
+        let mut leaving = log.leaving.subscribe();
         self.readers.spawn(async move {
             let say = |text: String| {
                 keep(&mut last.lock().expect("no panic while held"), &text);
                 log.line(&source, text);
             };
-            let mut lines = Lines::default();
             let mut buffer = vec![0; 16 << 10];
-            // An error ends it like the end of the stream: a pipe has no others worth telling.
-            while let Ok(length @ 1..) = read.read(&mut buffer).await {
-                lines.push(&buffer[..length], say);
+            loop {
+                tokio::select! {
+                    biased;
+                    _ = leaving.wait_for(|leaving| *leaving) => {
+                        if !lines.open.is_empty()
+                            && let Err(error) = fs::write(&tail, &lines.open)
+                        {
+                            tracing::error!(%error, "the beginning of a line is lost");
+                        }
+                        return;
+                    }
+                    // An error ends it like the end of the stream: a pipe has no others worth telling.
+                    length = read.read(&mut buffer) => match length {
+                        Ok(length @ 1..) => lines.push(&buffer[..length], say),
+                        Ok(0) | Err(_) => break,
+                    }
+                }
             }
             lines.finish(say);
         });
-        Ok(write)
+        Ok(())
     }
 
     /// Reads to the end, for at most a second, and returns the last lines.

@@ -1,6 +1,6 @@
 //! What an engine is told when it is made.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use image::Images;
 use model::{LogLine, StartRecord};
@@ -22,6 +22,8 @@ pub struct Settings {
     pub launcher: PathBuf,
     /// `crun`, or a path to it.
     pub runtime: PathBuf,
+    /// How long instances are kept without a server, for the next one to take over. Zero: they end with their server.
+    pub adoption: Duration,
     /// Where instances may call.
     pub egress: Egress,
     /// Who makes the sandboxes of gen2.

@@ -15,23 +15,33 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     gvisor::Gvisor,
+    launcher::Duty,
     sandbox::{Plan, Spent},
 };
 
 /// Longest message, bytes. The layers of an image are at most 127 paths.
 const LONGEST: usize = 128 << 10;
 /// Most open files beside one message.
-const MOST_FILES: usize = 3;
+const MOST_FILES: usize = 5;
+/// Goes up with every change of these messages, of what is in them and of what is kept in records: servers take over
+/// launchers of their own version only.
+pub(crate) const VERSION: u32 = 1;
 
 /// From the server to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
-    /// With the files that become standard input, output and error.
+    /// The first word of a server that takes over.
+    TakeOver { version: u32, duty: Duty },
+    /// With the files that become standard input, output and error, and those from which the last two are read.
     Start(Start),
     /// Give up a start that has not been reported yet.
     Abort { id: String },
+    /// Its end was taken note of.
+    Forget { id: String },
     /// Go, and leave everything to the server.
     Leave,
+    /// End everything at once.
+    End,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,6 +68,13 @@ pub(crate) struct Start {
 pub(crate) enum Report {
     /// It takes orders.
     Up,
+    /// To a server that takes over, before `Up`: a container, with the files of `Keeping::held`.
+    Held {
+        id: String,
+        pid: i32,
+        /// If it has ended.
+        end: Option<End>,
+    },
     /// With a pidfd of the first process, its network namespace and, unless crun made it, what releases it. The process
     /// waits to be released.
     Created {

@@ -33,6 +33,10 @@ pub(crate) struct Flags {
     /// How long an instance without a request is kept, such as 90s or 15m [default: 15m]
     #[arg(long, env = "HOMERUN_IDLE_RETENTION", value_name = "TIME", value_parser = duration)]
     idle_retention: Option<Duration>,
+    /// How long instances run on when Homerun has died, for the next one to take them over; 0 ends them at once
+    /// [default: 60s]
+    #[arg(long, env = "HOMERUN_ADOPTION_WINDOW", value_name = "TIME", value_parser = duration)]
+    adoption_window: Option<Duration>,
     /// Most sandboxes that are made in advance and wait for their start, of all revisions together [default: 256]
     #[arg(long, env = "HOMERUN_PARKED", value_name = "COUNT")]
     parked: Option<u32>,
@@ -72,6 +76,7 @@ struct File {
     http: Option<SocketAddr>,
     https: Option<SocketAddr>,
     idle_retention: Option<String>,
+    adoption_window: Option<String>,
     parked: Option<u32>,
     domain: Option<String>,
     project: Option<ProjectId>,
@@ -90,6 +95,7 @@ pub(crate) struct Config {
     pub(crate) http: SocketAddr,
     pub(crate) https: SocketAddr,
     pub(crate) idle_retention: Duration,
+    pub(crate) adoption_window: Duration,
     pub(crate) parked: u32,
     pub(crate) domain: String,
     pub(crate) project: ProjectId,
@@ -115,6 +121,12 @@ impl Config {
             .map(duration)
             .transpose()
             .map_err(told("idle-retention"))?;
+        let file_window = file
+            .adoption_window
+            .as_deref()
+            .map(duration)
+            .transpose()
+            .map_err(told("adoption-window"))?;
         let file_domain = file.domain.as_deref().map(domain).transpose().map_err(told("domain"))?;
         let file_scheme = file
             .url_scheme
@@ -149,6 +161,7 @@ impl Config {
                 .idle_retention
                 .or(file_retention)
                 .unwrap_or(Duration::from_mins(15)),
+            adoption_window: flags.adoption_window.or(file_window).unwrap_or(Duration::from_mins(1)),
             domain: flags
                 .domain
                 .or(file_domain)

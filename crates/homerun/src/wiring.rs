@@ -78,6 +78,7 @@ impl Homerun {
             starts,
             launcher: std::env::current_exe().context("cannot find this program's own file")?,
             runtime: PathBuf::from("crun"),
+            adoption: config.adoption_window,
             egress: config.egress,
             maker: config.runtime,
             gvisor_path: std::env::var_os("PATH").unwrap_or_default(),
@@ -88,6 +89,7 @@ impl Homerun {
 
         let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
         let (endpoints, endpoints_seen) = watch::channel(Arc::new(Endpoints::default()));
+        let mut first_routes = routes_seen.clone();
         let wake = Arc::new(Notify::new());
         let ingress = Ingress::new(ingress::Inputs {
             routes: routes_seen,
@@ -116,14 +118,10 @@ impl Homerun {
         });
         let tls = authority.server_config(side.clone(), crate::seconds, &[b"h2", b"http/1.1"]);
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let ports = listen::Ports {
-            http: Some(config.http),
-            https: Some((config.https, tls)),
-        };
-        let listening = listen::open(&ingress, ports, listen::Limits::default(), cores)
+        let open = listen::Open::bind(Some(config.http), Some(config.https), cores)
             .map_err(|error| name_flag(error, config.http, config.https))?;
-        let http = listening.http().expect("asked for");
-        let https = listening.https().expect("asked for");
+        let http = open.http().expect("asked for");
+        let https = open.https().expect("asked for");
 
         let site = Site {
             project: config.project,
@@ -180,6 +178,13 @@ impl Homerun {
                 https,
             },
         });
+        let (stop_control, control_stopped) = oneshot::channel();
+        let control = tokio::spawn(control.run(async move { drop(control_stopped.await) }));
+        // Control's first turn. Until then clients wait in the kernel's queue: nobody hears that a service is not there.
+        drop(first_routes.changed().await);
+        ingress.catch_up();
+        let listening = listen::serve(&ingress, open, Some(&tls), listen::Limits::default())
+            .map_err(|error| name_flag(error, config.http, config.https))?;
         let (stop_door, door_stopped) = oneshot::channel();
         let door = tokio::spawn(door::serve(
             tokio::net::TcpListener::from_std(api_listener)?,
@@ -197,9 +202,6 @@ impl Homerun {
             }),
             async move { drop(door_stopped.await) },
         ));
-
-        let (stop_control, control_stopped) = oneshot::channel();
-        let control = tokio::spawn(control.run(async move { drop(control_stopped.await) }));
         let followers = vec![
             tokio::spawn(async move { ingress.follow().await }),
             tokio::spawn(write_lines(log, journal.clone())),

@@ -140,6 +140,13 @@ impl Ingress {
         }
     }
 
+    /// Takes in what [`Ingress::follow`] would, at once: what was published before is obeyed when it returns.
+    pub fn catch_up(&self) {
+        let (routes, endpoints) = &self.inputs;
+        self.gates.apply(endpoints.borrow().clone());
+        self.routes.store(routes.borrow().clone());
+    }
+
     /// Who is in flight and who waits, at this moment, of every revision that has requests or instances.
     pub fn demand(&self) -> Demand {
         self.gates.demand()

@@ -80,36 +80,90 @@ struct Worker {
     cut_off: oneshot::Receiver<usize>,
 }
 
+/// Ports that are open, with a socket of each for every thread. Clients connect, and wait until they are served.
+#[derive(Debug, Default)]
+pub struct Open {
+    pub http: Vec<std::net::TcpListener>,
+    pub https: Vec<std::net::TcpListener>,
+}
+
+impl Open {
+    /// Opens the ports for `threads` threads.
+    ///
+    /// # Errors
+    /// When an address cannot be bound, which includes that another process holds the port.
+    pub fn bind(http: Option<SocketAddr>, https: Option<SocketAddr>, threads: NonZeroUsize) -> Result<Self, Error> {
+        let of = |addr: Option<SocketAddr>| addr.map_or_else(|| Ok(Vec::new()), |addr| bind(addr, threads));
+        Ok(Self {
+            http: of(http)?,
+            https: of(https)?,
+        })
+    }
+
+    /// The same sockets once more: whoever has them takes connections, and no client is refused while one has them.
+    ///
+    /// # Errors
+    /// When there are no more open files to be had.
+    pub fn share(&self) -> io::Result<Self> {
+        let share = |of: &[std::net::TcpListener]| {
+            of.iter()
+                .map(std::net::TcpListener::try_clone)
+                .collect::<io::Result<_>>()
+        };
+        Ok(Self {
+            http: share(&self.http)?,
+            https: share(&self.https)?,
+        })
+    }
+
+    /// The real address, also when port 0 was asked for.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http.first()?.local_addr().ok()
+    }
+
+    pub fn https(&self) -> Option<SocketAddr> {
+        self.https.first()?.local_addr().ok()
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        NonZeroUsize::new(self.http.len().max(self.https.len())).unwrap_or(NonZeroUsize::MIN)
+    }
+}
+
 /// Opens the ports and serves them with `threads` threads.
 ///
 /// # Errors
-/// When an address cannot be bound, which includes that another process holds the port.
+/// As [`Open::bind`] and [`serve`].
 pub fn open(ingress: &Arc<Ingress>, ports: Ports, limits: Limits, threads: NonZeroUsize) -> Result<Listening, Error> {
+    let (https, tls) = ports.https.unzip();
+    serve(ingress, Open::bind(ports.http, https, threads)?, tls.as_ref(), limits)
+}
+
+/// Serves open ports, with a thread for each socket. `tls` must be there for https.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub fn serve(
+    ingress: &Arc<Ingress>,
+    open: Open,
+    tls: Option<&Arc<ServerConfig>>,
+    limits: Limits,
+) -> Result<Listening, Error> {
+    let threads = open.threads();
+    let (http, https) = (open.http(), open.https());
     let (stop, stopping) = watch::channel(None);
     let mut sockets: Vec<Sockets> = (0..threads.get()).map(|_| Sockets::default()).collect();
-    let http = match ports.http {
-        None => None,
-        Some(addr) => {
-            let (addr, bound) = bind(addr, threads)?;
-            for (of, socket) in sockets.iter_mut().zip(bound) {
-                of.http = Some(socket);
-            }
-            Some(addr)
+    for (of, socket) in sockets.iter_mut().zip(open.http) {
+        of.http = Some(socket);
+    }
+    if let Some(tls) = tls {
+        let mut config = ServerConfig::clone(tls);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        for (of, socket) in sockets.iter_mut().zip(open.https) {
+            of.https = Some((socket, acceptor.clone()));
         }
-    };
-    let https = match ports.https {
-        None => None,
-        Some((addr, config)) => {
-            let (addr, bound) = bind(addr, threads)?;
-            let mut config = ServerConfig::clone(&config);
-            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-            let acceptor = TlsAcceptor::from(Arc::new(config));
-            for (of, socket) in sockets.iter_mut().zip(bound) {
-                of.https = Some((socket, acceptor.clone()));
-            }
-            Some(addr)
-        }
-    };
+    }
     let mut workers = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
         let (report, cut_off) = oneshot::channel();
@@ -177,7 +231,7 @@ impl Drop for Listening {
 }
 
 /// So many sockets on one address. The first is bound alone, which fails when anyone else has the port.
-fn bind(addr: SocketAddr, threads: NonZeroUsize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), Error> {
+fn bind(addr: SocketAddr, threads: NonZeroUsize) -> Result<Vec<std::net::TcpListener>, Error> {
     let failed = |source| Error::Bind { addr, source };
     let socket = || {
         let socket = Socket::new(
@@ -206,7 +260,7 @@ fn bind(addr: SocketAddr, threads: NonZeroUsize) -> Result<(SocketAddr, Vec<std:
         next.listen(BACKLOG).map_err(failed)?;
         bound.push(next.into());
     }
-    Ok((real, bound))
+    Ok(bound)
 }
 
 #[derive(Default)]

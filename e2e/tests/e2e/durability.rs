@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use homerun_e2e::{Answer, User, exchange};
+use homerun_e2e::{Answer, Client, User, exchange};
 use serde_json::{Value, json};
 
 const ROUNDS: u32 = 5;
@@ -269,7 +269,8 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         });
     println!("SEED={seed}");
     let mut chance = seed;
-    let mut user = User::of_homerun();
+    // Without a window nothing of the dead one is taken over.
+    let mut user = User::with(&["--adoption-window", "0"], Client::Homerun);
     let layout = user.layout("kept");
     user.import_probe("kept");
     let pushed = std::fs::read(

@@ -17,6 +17,7 @@ use crate::{
     cgroup::Layout,
     company, gate,
     gvisor::{self, Gvisor},
+    records::Record,
     sandbox::Plan,
 };
 
@@ -92,7 +93,15 @@ pub(super) fn furnish(
         Sandbox::Gen2 => bundle::configuration(spec, container, config, &user, &lodging).map_err(|error| chain(&error)),
     }?;
     let bundle = engine.run.bundle(&company::runtime_name(&spec.id, index));
+    let record = Record {
+        spec: spec.clone(),
+        first_id,
+        created: crate::now(),
+    };
     let written = write_bundle(&bundle, &configuration).and_then(|()| {
+        if index == 0 && engine.adoptable {
+            record.write(&bundle)?;
+        }
         let parked = !*entry.released.borrow();
         if parked { gate::mark(&bundle) } else { Ok(()) }
     });

@@ -23,14 +23,14 @@ use crate::{
 pub(crate) struct Running {
     pub(crate) network: OwnedFd,
     /// In the spec's order, the ingress container first.
-    pub(super) containers: Vec<Container>,
+    pub(crate) containers: Vec<Container>,
 }
 
 #[derive(Debug)]
-pub(super) struct Container {
-    pub(super) process: OwnedFd,
-    pub(super) gate: Gate,
-    pub(super) kills: MemoryKills,
+pub(crate) struct Container {
+    pub(crate) process: OwnedFd,
+    pub(crate) gate: Gate,
+    pub(crate) kills: MemoryKills,
 }
 
 /// A pidfd is readable once its process has ended.

@@ -119,6 +119,11 @@ impl Nursery {
         self.ours.as_fd()
     }
 
+    /// Whether nothing is being made.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.making.is_empty()
+    }
+
     /// Starts the maker of one sandbox.
     pub(crate) fn make(&mut self, request: Request<'_>) -> Result<(), String> {
         let Request {

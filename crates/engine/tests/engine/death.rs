@@ -167,6 +167,7 @@ async fn an_id_has_one_owner() {
         starts: mpsc::channel(1).0,
         launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
         runtime: "crun".into(),
+        adoption: Duration::ZERO,
         egress: homerun_engine::Egress::Off,
         maker: homerun_engine::Maker::Own,
         gvisor_path: std::ffi::OsString::new(),

@@ -219,6 +219,7 @@ async fn open_with(
         starts,
         launcher: env!("CARGO_BIN_EXE_engine-launcher").into(),
         runtime: "crun".into(),
+        adoption: Duration::ZERO,
         egress,
         maker,
         gvisor_path: gvisor_path.to_owned(),

@@ -1,0 +1,42 @@
+//! The life of an instance that another server has begun.
+
+use std::sync::Arc;
+
+use model::ExitCause;
+use tokio::sync::mpsc;
+
+use super::{Entry, Event, Life};
+use crate::{Inner, output::Output};
+
+/// From where it was left to the last step. `link` is the number of the launcher that has kept it.
+pub(crate) async fn go_on(
+    engine: Arc<Inner>,
+    entry: Arc<Entry>,
+    events: mpsc::Receiver<Event>,
+    output: Output,
+    link: u64,
+    ready: bool,
+) {
+    let mut life = Life {
+        stop: entry.stop.subscribe(),
+        output,
+        link,
+        moments: None,
+        ready: false,
+        culprit: 0,
+        engine,
+        entry,
+        events,
+    };
+    let cause = match if ready { life.be_ready() } else { Ok(()) } {
+        Ok(()) => life.supervise().await,
+        Err(cause) => {
+            life.kill().await;
+            cause
+        }
+    };
+    if cause != ExitCause::Stopped {
+        tracing::info!(id = %life.entry.spec.id, ?cause, "an instance that was taken over has ended");
+    }
+    life.end(cause).await;
+}
