@@ -46,6 +46,8 @@ impl Moments {
         ready: Instant,
     ) -> StartRecord {
         let released = ordered.instant.max(self.made);
+        // It may be seen a moment before the order is noted.
+        let running = running.map(|running| running.max(released));
         let spent = self.spent;
         let sandbox = micros(self.asked, self.made);
         let told = spent.map_or(0, |spent| spent.rootfs + spent.network + spent.cgroup);
