@@ -170,6 +170,7 @@ impl Launcher {
                 PollFd::new(&self.children, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.nursery.words(), PollFlags::IN),
             ];
+            let served = self.socket.is_some();
             match &self.socket {
                 Some(socket) => files.push(PollFd::new(socket, PollFlags::IN)),
                 // Half-made ones are given up first: a new server finds an instance whole, or not at all.
@@ -192,18 +193,18 @@ impl Launcher {
             if ended {
                 self.reap()?;
             }
-            if asked {
-                match &self.socket {
-                    Some(socket) => match wire::receive(socket) {
-                        Ok(Some((Order::Leave, _))) => return Ok(()),
-                        Ok(Some((Order::End, _))) => {
-                            return self.end_all(Wait::ForAnyone(Duration::from_secs(2))).map(drop);
-                        }
-                        Ok(Some((order, files))) => self.obey(order, files),
-                        Ok(None) | Err(_) => self.lose(),
-                    },
-                    None => self.take_over(),
-                }
+            match &self.socket {
+                Some(socket) if asked => match wire::receive(socket) {
+                    Ok(Some((Order::Leave, _))) => return Ok(()),
+                    Ok(Some((Order::End, _))) => {
+                        return self.end_all(Wait::ForAnyone(Duration::from_secs(2))).map(drop);
+                    }
+                    Ok(Some((order, files))) => self.obey(order, files),
+                    Ok(None) | Err(_) => self.lose(),
+                },
+                // Not when the server was lost just now: then it was its socket that had something, and not the door.
+                None if asked && !served => self.take_over(),
+                Some(_) | None => {}
             }
             if let Some(until) = self.kept_until.filter(|until| *until <= Instant::now()) {
                 let wait = if self.duty.adoption.is_zero() {
