@@ -20,6 +20,8 @@
 //! | `/shut` | its start, and takes no connection any more |
 //! | `/garbage` | what is no HTTP |
 //! | `/sleep?ms=N` | its start, after so many milliseconds |
+//! | `/drip?NAME` | a numbered line every 50 ms, also to its log, until it is asked `/enough`; then its start |
+//! | `/enough` | its start |
 //! | `/health?status=N` | its start, and is from now on as well as status N says |
 //! | `/healthz` | with that status; at first 200, or 500 of a `sick` one |
 //! | `/background?ms=N` | its start, and computes for so many milliseconds afterwards |
@@ -33,7 +35,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -48,6 +50,7 @@ unsafe extern "C" {
 
 static LISTENER: AtomicI32 = AtomicI32::new(-1);
 static HEALTH: AtomicI32 = AtomicI32::new(200);
+static ENOUGH: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn end(_signal: i32) {
     // SAFETY: `_exit` may be called in a signal handler; nothing of this process outlives it.
@@ -150,6 +153,25 @@ fn serve(connection: &TcpStream, start: u128) -> io::Result<()> {
         }
         if let Some(millis) = target.strip_prefix("/sleep?ms=") {
             thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
+        }
+        if let Some(name) = target.strip_prefix("/drip?") {
+            writer.write_all(b"HTTP/1.1 200 Said\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n")?;
+            let piece = |text: &str| write!(&*connection, "{:x}\r\n{text}\r\n", text.len());
+            for number in 0.. {
+                let text = format!("{name} drips {number}\n");
+                eprint!("{text}");
+                piece(&text)?;
+                if ENOUGH.load(Ordering::SeqCst) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+            piece(&format!("{start}\n"))?;
+            writer.write_all(b"0\r\n\r\n")?;
+            continue;
+        }
+        if target == "/enough" {
+            ENOUGH.store(true, Ordering::SeqCst);
         }
         if let Some(code) = target.strip_prefix("/crash?code=") {
             process::exit(code.parse().unwrap_or(1));

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     net::{Ipv4Addr, SocketAddr},
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -27,6 +28,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Homerun {
     child: Child,
+    /// The process that has taken over from `child`, which is not ours to wait for.
+    heir: Option<u32>,
     root: TempDir,
     flags: Vec<String>,
     variables: Vec<(String, String)>,
@@ -156,6 +159,7 @@ impl Homerun {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut homerun = Self {
             child,
+            heir: None,
             root,
             flags,
             variables,
@@ -178,7 +182,36 @@ impl Homerun {
     pub fn kill_and_restart(&mut self) -> Result<()> {
         self.kill()?;
         self.child = spawn(self.root.path(), &self.flags, &self.variables)?;
+        self.heir = None;
         self.meet()
+    }
+
+    /// After an upgrade: goes on with the process that serves now. The one before ends by itself.
+    ///
+    /// # Errors
+    /// When the same one serves.
+    pub fn follow(&mut self) -> Result<()> {
+        let text = fs::read_to_string(self.root.path().join("data/lock")).context("nobody serves")?;
+        let serves: u32 = text.trim().parse().context("nobody knows who serves")?;
+        ensure!(serves != self.pid(), "process {serves} serves as before");
+        self.heir = Some(serves);
+        Ok(())
+    }
+
+    /// Waits for the end of the process that was started first.
+    ///
+    /// # Errors
+    /// When it does not end well within `limit`.
+    pub fn first_ends(&mut self, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "it ended with {status}:\n{}", self.log());
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "it has not ended:\n{}", self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Kills it with SIGKILL, and starts nothing.
@@ -200,6 +233,7 @@ impl Homerun {
             flags.extend([flag.to_owned(), address.to_string()]);
         }
         self.child = spawn(self.root.path(), &flags, &self.variables)?;
+        self.heir = None;
         self.meet()
     }
 
@@ -261,7 +295,7 @@ impl Homerun {
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.heir.unwrap_or_else(|| self.child.id())
     }
 
     /// Where its API listens.
@@ -314,13 +348,11 @@ impl Homerun {
     /// # Errors
     /// When it had ended by itself.
     pub fn order_to_stop(&mut self) -> Result<()> {
-        if let Some(status) = self.child.try_wait()? {
+        if let Some(status) = self.status()? {
             return Err(anyhow!("homerun up had ended by itself with {status}:\n{}", self.log()));
         }
-        let sent = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
-            .status()?;
-        ensure!(sent.success(), "kill -TERM {}: {sent}", self.child.id());
+        let sent = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status()?;
+        ensure!(sent.success(), "kill -TERM {}: {sent}", self.pid());
         Ok(())
     }
 
@@ -352,15 +384,38 @@ impl Homerun {
     }
 
     fn kill(&mut self) -> Result<()> {
+        if self.heir.is_some() {
+            Command::new("kill").args(["-KILL", &self.pid().to_string()]).status()?;
+            let deadline = Instant::now() + END;
+            while self.status()?.is_none() {
+                ensure!(Instant::now() < deadline, "process {} is not gone", self.pid());
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
+    /// How the process that serves has ended. None: it has not. Of one that is not our child this is what it said last.
+    fn status(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(heir) = self.heir else {
+            return Ok(self.child.try_wait()?);
+        };
+        let stat = fs::read_to_string(format!("/proc/{heir}/stat")).unwrap_or_default();
+        // One that nobody has waited for is a Z.
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        if !matches!(state, None | Some('Z' | 'X')) {
+            return Ok(None);
+        }
+        let stopped = self.log().trim_end().ends_with("stopped");
+        Ok(Some(ExitStatus::from_raw(if stopped { 0 } else { 1 << 8 })))
+    }
+
     fn wait(&mut self) -> Result<ExitStatus> {
         let deadline = Instant::now() + END;
         loop {
-            if let Some(status) = self.child.try_wait()? {
+            if let Some(status) = self.status()? {
                 return Ok(status);
             }
             ensure!(
@@ -375,7 +430,7 @@ impl Homerun {
 
 impl Drop for Homerun {
     fn drop(&mut self) {
-        let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        let ended = matches!(self.status(), Ok(Some(_)));
         if !ended && (self.order_to_stop().is_err() || self.wait().is_err()) {
             // A test has failed already; what matters is that the next begins on a clean machine.
             let _ = self.kill();

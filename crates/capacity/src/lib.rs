@@ -92,6 +92,22 @@ pub struct RevisionDemand {
     pub instances: Vec<InstanceDemand>,
 }
 
+impl Demand {
+    /// Requests in an instance that somebody else counts.
+    pub fn add(&mut self, revision: &RevisionKey, instance: &InstanceId, in_flight: u32) {
+        let of = self.revisions.entry(revision.clone()).or_default();
+        of.in_flight += in_flight;
+        match of.instances.iter_mut().find(|one| one.instance == *instance) {
+            Some(one) => one.in_flight += in_flight,
+            None => of.instances.push(InstanceDemand {
+                instance: instance.clone(),
+                in_flight,
+                served: 0,
+            }),
+        }
+    }
+}
+
 /// What one instance has to do, and has done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceDemand {

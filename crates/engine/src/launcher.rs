@@ -9,6 +9,8 @@
 //! child ended, and the words of sandboxes that are being made.
 #![expect(unsafe_code, reason = "clone, _exit and signalfd have no safe form")]
 
+mod alone;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
     ffi::{OsStr, OsString},
@@ -24,19 +26,17 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Mode, OFlags},
-    net::{SocketFlags, accept_with, sockopt},
     process::{Pid, PidfdFlags, Signal, WaitOptions},
 };
 
 use crate::{
     cgroup::{Groups, Layout},
-    claim::{Claim, RunDir, Wait},
+    claim::{RunDir, Wait},
     company, egress,
     gvisor::{self, Gvisor, Making},
     keeping::{self, Keeping, Made},
     network, process, rootfs,
     sandbox::{Infant, Nursery, Plan, Reaped, Request, Spent},
-    sweep,
     wire::{self, End, Order, Report, Start},
 };
 
@@ -218,48 +218,6 @@ impl Launcher {
                 // A new server has just come: it takes over, or sweeps by itself, and us with it.
                 self.kept_until = Some(until + Duration::from_millis(200));
             }
-        }
-    }
-
-    /// The server is gone. What is being made is given up, what is made is kept for the next one.
-    fn lose(&mut self) {
-        self.socket = None;
-        self.kept_until = Some(Instant::now() + self.duty.adoption);
-        self.nursery.end_all();
-        for pid in self.creating.keys() {
-            // Not reaped yet, so the number is still its own.
-            let _ = rustix::process::kill_process(*pid, Signal::KILL);
-        }
-    }
-
-    /// A new server is at the door. One that we do not suit is left to end us.
-    fn take_over(&mut self) {
-        let come = || -> io::Result<(OwnedFd, Order)> {
-            let socket = accept_with(&self.door, SocketFlags::CLOEXEC)?;
-            if sockopt::socket_peercred(&socket)?.uid != rustix::process::geteuid() {
-                return Err(io::ErrorKind::PermissionDenied.into());
-            }
-            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(2)))?;
-            let (order, _) = wire::receive(&socket)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, None)?;
-            Ok((socket, order))
-        };
-        let Ok((socket, Order::TakeOver { version, duty })) = come() else {
-            return;
-        };
-        self.duty.adoption = duty.adoption;
-        if version != wire::VERSION || duty != self.duty {
-            return;
-        }
-        self.socket = Some(socket);
-        self.kept_until = None;
-        let held: Vec<_> = self.keeping.held().collect();
-        let told = held.iter().all(|(report, files)| self.tell(report, files).is_ok());
-        drop(held);
-        if told {
-            self.report(&Report::Up, &[]);
-        } else {
-            self.lose();
         }
     }
 
@@ -565,27 +523,6 @@ impl Launcher {
             gate: None,
             end: None,
         })
-    }
-
-    /// Ends everything, and tells whether it was ours to end: a new server that is here sweeps by itself.
-    fn end_all(&self, wait: Wait) -> io::Result<bool> {
-        let Some(mut claim) = Claim::take(&self.duty.id8, wait)? else {
-            return Ok(false);
-        };
-        claim.unsign()?;
-        self.nursery.end_all();
-        for pid in self.running.keys().chain(self.creating.keys()) {
-            let _ = rustix::process::kill_process(*pid, Signal::KILL);
-        }
-        // Out of our own group, so that it can be removed.
-        if let Some(home) = self.layout.home() {
-            fs::write(home.join("cgroup.procs"), "0")?;
-        }
-        // Zombies stay in their groups until reaped.
-        std::thread::spawn(|| while rustix::process::wait(WaitOptions::empty()).is_ok() {});
-        sweep::sweep(&self.duty.id8, &self.duty.run, &self.layout)?;
-        claim.remove()?;
-        Ok(true)
     }
 }
 

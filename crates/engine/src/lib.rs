@@ -66,7 +66,7 @@ use std::{
 
 use image::Images;
 use model::{
-    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, Observed, Room, StartRecord, Timestamp,
+    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, Observed, StartRecord, Timestamp,
 };
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -97,6 +97,7 @@ pub use crate::{
     launcher::{LAUNCHER, launcher_main},
     settings::{Egress, Maker, Settings},
     sweep::sweep_dead,
+    wire::VERSION as LAUNCHER_VERSION,
 };
 
 /// How long a dying Homerun of the same data directory may take to be gone.
@@ -409,28 +410,6 @@ impl Engine {
             };
         }
         if gone { Fate::Ended } else { Fate::Alive }
-    }
-
-    /// What the machine has left: memory that the kernel could give now, and CPUs that no instance was promised; a
-    /// parked one was not yet.
-    pub fn room(&self) -> Room {
-        let promised: u64 = {
-            let entries = self.inner.entries.read().expect("no panic while held");
-            let alive = entries
-                .values()
-                .filter(|entry| entry.over.get().is_none() && *entry.released.borrow());
-            alive.map(|entry| u64::from(entry.spec.cpu_millis())).sum()
-        };
-        let all = u64::try_from(cpus()).unwrap_or(u64::MAX).saturating_mul(1000);
-        let (memory_total_bytes, memory_bytes) = room::memory().unwrap_or_default();
-        Room {
-            memory_bytes,
-            memory_total_bytes,
-            cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
-            cpus: u32::try_from(cpus()).unwrap_or(u32::MAX),
-            cpu_stalled: room::cpu_stalled(),
-            memory_stalled: room::memory_stalled(),
-        }
     }
 
     /// How many lines of output were dropped because the channel was full.

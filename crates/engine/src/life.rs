@@ -8,6 +8,7 @@
 //! namespaces that the others join; they are started in the order of their dependencies; the end of one is the end of
 //! all.
 
+mod ending;
 mod going_on;
 mod order;
 mod prepare;
@@ -21,24 +22,22 @@ use std::{
     time::Duration,
 };
 
-use model::{ContainerSpec, Exit, ExitCause, InstanceSpec, Sandbox, Severity, Stream};
-use rustix::{
-    fs::{Gid, Uid},
-    process::{Signal, pidfd_send_signal},
-};
+use model::{ContainerSpec, ExitCause, InstanceSpec, Sandbox, Severity, Stream};
+use rustix::fs::{Gid, Uid};
 use tokio::{
     io::unix::AsyncFd,
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
 };
 
+use ending::KILL_PATIENCE;
 pub(crate) use going_on::go_on;
 use order::started;
 use prepare::{Prepared, furnish, prepare, size_of_volume};
 pub(crate) use running::{Container, Running};
-use running::{exited, gone, killed_for_memory};
+use running::{exited, killed_for_memory};
 pub(crate) use verdict::chain;
-use verdict::{never_executed, not_started};
+use verdict::not_started;
 
 use crate::{
     Inner,
@@ -61,8 +60,6 @@ use crate::{
 pub(crate) const CREATE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long `startup_cpu_boost` lasts after the instance is ready.
 const BOOST: Duration = Duration::from_secs(10);
-/// How long a killed process may take to be gone.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the engine knows of one instance beside what it shows.
 #[derive(Debug)]
@@ -483,106 +480,6 @@ impl Life {
         let text = format!("Memory limit of {limit} MiB exceeded with {used} MiB used.{whose}");
         self.engine.log.system(spec, Severity::Error, text);
         ExitCause::OutOfMemory { limit_bytes }
-    }
-
-    /// SIGTERM to every container, the grace, SIGKILL.
-    async fn stop(&mut self, running: &Running, grace: Duration) -> ExitCause {
-        self.entry.cpu.release(&self.entry.spec.id);
-        for container in &running.containers {
-            // One whose program was not started yet has nothing to end. Gone already is as good.
-            let signal = if container.gate.is_open() {
-                Signal::TERM
-            } else {
-                Signal::KILL
-            };
-            let _ = pidfd_send_signal(&container.process, signal);
-        }
-        let ended = timeout(grace, gone(&mut self.events, running)).await;
-        if ended.is_err() {
-            self.kill().await;
-        }
-        ExitCause::Stopped
-    }
-
-    /// Ends it at once and waits until it is gone.
-    async fn kill(&mut self) {
-        self.entry.cpu.release(&self.entry.spec.id);
-        let entry = Arc::clone(&self.entry);
-        let running = entry.running.get().expect("only called with a process");
-        for container in &running.containers {
-            let _ = pidfd_send_signal(&container.process, Signal::KILL);
-        }
-        if timeout(KILL_PATIENCE, gone(&mut self.events, running)).await.is_err() {
-            tracing::error!(id = %entry.spec.id, "a killed instance is still there");
-        }
-    }
-
-    async fn end(self, cause: ExitCause) {
-        let (engine, entry) = (self.engine, self.entry);
-        let id = &entry.spec.id;
-        let link = engine.link.borrow().clone();
-        if let Some(link) = link.filter(|link| link.number == self.link) {
-            for index in 0..=entry.spec.sidecars.len() {
-                let id = company::runtime_name(id, index);
-                // A launcher that is gone has forgotten it.
-                let _ = link.order(&Order::Forget { id }, &[]).await;
-            }
-        }
-        entry.over.set(cause.clone()).expect("an instance ends once");
-        entry.cpu.release(id);
-        let clearing = {
-            let (engine, entry) = (Arc::clone(&engine), Arc::clone(&entry));
-            tokio::task::spawn_blocking(move || {
-                let cleared = entry.groups.clear();
-                for index in 0..=entry.spec.sidecars.len() {
-                    engine
-                        .run
-                        .remove_instance(&company::runtime_name(&entry.spec.id, index));
-                }
-                cleared
-            })
-        };
-        let (last_lines, cleared) = tokio::join!(self.output.finish(), clearing);
-        match cleared {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%id, %error, "cannot remove an instance's groups"),
-            Err(error) => tracing::error!(%id, %error, "clearing an instance failed"),
-        }
-        drop(entry.range.lock().expect("no panic while held").take());
-        let cause = if self.ready {
-            cause
-        } else {
-            never_executed(cause, &last_lines)
-        };
-        let last_lines = match cause {
-            // The runtime's own words, which are in the cause.
-            ExitCause::NotStarted(_) => Vec::new(),
-            ExitCause::Code(_)
-            | ExitCause::Signal(_)
-            | ExitCause::OutOfMemory { .. }
-            | ExitCause::NotListening { .. }
-            | ExitCause::StartupProbeFailed { .. }
-            | ExitCause::Unhealthy { .. }
-            | ExitCause::Stopped => last_lines,
-        };
-        engine.stopped(
-            &entry,
-            Exit {
-                container: match cause {
-                    ExitCause::Stopped => None,
-                    ExitCause::Code(_)
-                    | ExitCause::Signal(_)
-                    | ExitCause::OutOfMemory { .. }
-                    | ExitCause::NotListening { .. }
-                    | ExitCause::StartupProbeFailed { .. }
-                    | ExitCause::Unhealthy { .. }
-                    | ExitCause::NotStarted(_) => company::log_name(&entry.spec, self.culprit).map(str::to_owned),
-                },
-                cause,
-                was_ready: self.ready,
-                last_lines,
-            },
-        );
     }
 }
 

@@ -2,6 +2,34 @@
 
 use std::fs;
 
+use model::Room;
+
+use crate::{Engine, cpus};
+
+impl Engine {
+    /// What the machine has left: memory that the kernel could give now, and CPUs that no instance was promised; a
+    /// parked one was not yet.
+    pub fn room(&self) -> Room {
+        let promised: u64 = {
+            let entries = self.inner.entries.read().expect("no panic while held");
+            let alive = entries
+                .values()
+                .filter(|entry| entry.over.get().is_none() && *entry.released.borrow());
+            alive.map(|entry| u64::from(entry.spec.cpu_millis())).sum()
+        };
+        let all = u64::try_from(cpus()).unwrap_or(u64::MAX).saturating_mul(1000);
+        let (memory_total_bytes, memory_bytes) = memory().unwrap_or_default();
+        Room {
+            memory_bytes,
+            memory_total_bytes,
+            cpu_millis: u32::try_from(all.saturating_sub(promised)).unwrap_or(u32::MAX),
+            cpus: u32::try_from(cpus()).unwrap_or(u32::MAX),
+            cpu_stalled: cpu_stalled(),
+            memory_stalled: memory_stalled(),
+        }
+    }
+}
+
 /// `MemTotal` and `MemAvailable` of `/proc/meminfo`, bytes.
 pub(crate) fn memory() -> Option<(u64, u64)> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;

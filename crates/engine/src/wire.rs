@@ -25,7 +25,7 @@ const LONGEST: usize = 128 << 10;
 const MOST_FILES: usize = 5;
 /// Goes up with every change of these messages, of what is in them and of what is kept in records: servers take over
 /// launchers of their own version only.
-pub(crate) const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 /// From the server to the launcher.
 #[derive(Debug, Serialize, Deserialize)]

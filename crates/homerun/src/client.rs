@@ -68,6 +68,7 @@ fn help() -> ExitCode {
         .about("Cloud Run on machines you own")
         .subcommand(crate::up::grammar())
         .subcommand(crate::status::grammar())
+        .subcommand(crate::upgrade::grammar())
         .subcommand(crate::doctor::grammar());
     match writeln!(stdout(), "{}", grammar.render_long_help()) {
         Ok(()) => ExitCode::SUCCESS,

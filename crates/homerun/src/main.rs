@@ -9,8 +9,10 @@
 mod client;
 mod config;
 mod doctor;
+mod handover;
 mod status;
 mod up;
+mod upgrade;
 mod wiring;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     match own {
         "up" => up::main(&words),
         "doctor" => doctor::main(&words),
+        "upgrade" => upgrade::main(&words),
         "status" => status::main(&words),
         _ => client::main(name, &words),
     }

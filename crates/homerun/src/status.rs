@@ -53,7 +53,7 @@ fn print(api: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// One small HTTP/1.0 exchange; nothing here is worth a client library.
-fn ask(api: SocketAddr) -> anyhow::Result<Value> {
+pub(crate) fn ask(api: SocketAddr) -> anyhow::Result<Value> {
     let mut stream = TcpStream::connect_timeout(&api, PATIENCE)
         .with_context(|| format!("no Homerun answers at {api}; start one with `homerun up`"))?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,11 +14,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     config::{Config, Flags},
+    handover::{self, Heir},
+    upgrade,
     wiring::Homerun,
 };
 
 /// How long requests under way may take to end after SIGTERM; instances then have their own 10 s.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 pub(crate) fn grammar() -> Command {
     // `about` after the flags, whose own documentation would take its place.
@@ -109,12 +112,40 @@ fn run(config: Config) -> anyhow::Result<()> {
         // Before anything is opened, so that a signal during start-up is not lost.
         let mut term = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-        let homerun = Homerun::start(config).await?;
+        let mut succeed = signal(SignalKind::user_defined2()).context("cannot listen for SIGUSR2")?;
+        let heir = Heir::of_environment().context("cannot take over")?.map(Arc::new);
+        let inheritance = match &heir {
+            None => None,
+            Some(heir) => {
+                let heir = heir.clone();
+                let inherited = tokio::task::spawn_blocking(move || heir.inherit()).await?;
+                Some(inherited.context("nothing was handed over")?)
+            }
+        };
+        let mut homerun = Homerun::start(config.clone(), inheritance).await?;
         announce(&homerun)?;
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = interrupt.recv() => {}
+        if let Some(heir) = heir {
+            heir.ready().context("the one before is gone")?;
         }
+        handover::notify(&format!("READY=1\nMAINPID={}", std::process::id()));
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = succeed.recv() => match upgrade::hand_over(homerun, &config, async {
+                    tokio::select! {
+                        _ = term.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                })
+                .await?
+                {
+                    Some(stays) => homerun = stays,
+                    None => return Ok(()),
+                }
+            }
+        }
+        handover::notify("STOPPING=1");
         tracing::info!("draining");
         tokio::select! {
             () = homerun.stop(DRAIN) => {}

@@ -1,6 +1,7 @@
 //! Joins the crates: makes the channels, hands each its ends, and takes them down in order.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -21,13 +22,22 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::config::Config;
+use crate::{
+    config::Config,
+    handover::{Busy, Inheritance, Sockets},
+};
 
 /// Lines of output that may wait for the journal.
 const LOG_LINES: usize = 4096;
 /// How long an instance may take to end at shutdown (container contract).
 const GRACE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
+/// How long requests without an instance may keep a new binary waiting.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last lines may take to the journal.
+const WRITE_PATIENCE: Duration = Duration::from_secs(2);
+/// How late the next one hears that an instance has a request of ours, or none any more.
+const TELL_EVERY: Duration = Duration::from_millis(20);
 
 /// The hello image's program, built by `build.rs`.
 static HELLO: &[u8] = include_bytes!(env!("HOMERUN_HELLO"));
@@ -47,10 +57,21 @@ pub(crate) struct Homerun {
     control: JoinHandle<()>,
     /// Following routes and endpoints, and writing down lines: end by themselves when their senders are gone.
     followers: Vec<JoinHandle<()>>,
+    /// The ports once more, for the next one.
+    sockets: Sockets,
+    kept: Kept,
+    lending: JoinHandle<()>,
+}
+
+/// What is asked while another one takes over.
+struct Kept {
+    store: Store,
+    ingress: Arc<Ingress>,
 }
 
 impl Homerun {
-    pub(crate) async fn start(config: Config) -> anyhow::Result<Self> {
+    /// From nothing, or with what another one hands over.
+    pub(crate) async fn start(config: Config, inheritance: Option<Inheritance>) -> anyhow::Result<Self> {
         let data_dir = open_data_dir(&config.data_dir)?;
         // The store's lock is the data directory's: nothing else is touched by a second start.
         let store = Store::open(&data_dir)?;
@@ -65,7 +86,19 @@ impl Homerun {
             .await
             .context("cannot store the hello image")?;
 
-        let api_listener = bind_alone(config.api)?;
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let (sockets, busy) = if let Some(Inheritance { sockets, busy }) = inheritance {
+            (sockets, busy)
+        } else {
+            let api = bind_alone(config.api)?;
+            let ingress = listen::Open::bind(Some(config.http), Some(config.https), cores)
+                .map_err(|error| name_flag(error, config.http, config.https))?;
+            (Sockets { api, ingress }, watch::channel(Arc::default()).1)
+        };
+        let Sockets {
+            api: api_listener,
+            ingress: open,
+        } = sockets.share().context("cannot share sockets")?;
         let api = api_listener.local_addr()?;
 
         let (lines, log) = mpsc::channel(LOG_LINES);
@@ -86,6 +119,7 @@ impl Homerun {
         })
         .await?;
         let engine = Arc::new(engine);
+        engine.lend(&instances_of(&busy.borrow()));
 
         let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
         let (endpoints, endpoints_seen) = watch::channel(Arc::new(Endpoints::default()));
@@ -117,9 +151,6 @@ impl Homerun {
             below.then_some(door::Side::Ingress)
         });
         let tls = authority.server_config(side.clone(), crate::seconds, &[b"h2", b"http/1.1"]);
-        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let open = listen::Open::bind(Some(config.http), Some(config.https), cores)
-            .map_err(|error| name_flag(error, config.http, config.https))?;
         let http = open.http().expect("asked for");
         let https = open.https().expect("asked for");
 
@@ -142,10 +173,18 @@ impl Homerun {
             idle_retention: config.idle_retention,
             parked: config.parked,
             demand: {
-                let ingress = ingress.clone();
-                Box::new(move |of| match of {
-                    None => ingress.demand(),
-                    Some(revisions) => ingress.demand_of(revisions),
+                let (ingress, busy) = (ingress.clone(), busy.clone());
+                Box::new(move |of| {
+                    let mut demand = match of {
+                        None => ingress.demand(),
+                        Some(revisions) => ingress.demand_of(revisions),
+                    };
+                    for (revision, instance, in_flight) in busy.borrow().iter() {
+                        if of.is_none_or(|of| of.contains(revision)) {
+                            demand.add(revision, instance, *in_flight);
+                        }
+                    }
+                    demand
                 })
             },
             wake,
@@ -158,6 +197,7 @@ impl Homerun {
             now: crate::now,
             chance: crate::chance,
         });
+        let store_of_control = store.clone();
         let decisions = control.decisions();
         let surface = Arc::new(api::Surface {
             store,
@@ -202,6 +242,11 @@ impl Homerun {
             }),
             async move { drop(door_stopped.await) },
         ));
+        let lending = tokio::spawn(lend(engine.clone(), busy));
+        let kept = Kept {
+            store: store_of_control,
+            ingress: ingress.clone(),
+        };
         let followers = vec![
             tokio::spawn(async move { ingress.follow().await }),
             tokio::spawn(write_lines(log, journal.clone())),
@@ -220,11 +265,17 @@ impl Homerun {
             stop_control,
             control,
             followers,
+            sockets,
+            kept,
+            lending,
         })
     }
 
     /// No new connections; requests under way end within `limit`; then control, the instances, and what is left.
     pub(crate) async fn stop(self, limit: Duration) {
+        self.lending.abort();
+        drop(self.sockets);
+        drop(self.kept);
         drop(self.stop_door);
         let (cut, drained) = tokio::join!(self.listening.drain(limit), self.door);
         let cut = cut + drained.map_or(0, |drained| drained.cut);
@@ -249,6 +300,121 @@ impl Homerun {
             tracing::warn!(entries = dropped, "the journal could not keep up and left out entries");
         }
     }
+}
+
+/// A Homerun that has handed over and ends its requests.
+pub(crate) struct Leaving {
+    listening: listen::Listening,
+    door: JoinHandle<door::Drained>,
+    ingress: Arc<Ingress>,
+    engine: Arc<Engine>,
+    journal: Journal,
+    followers: Vec<JoinHandle<()>>,
+    pub(crate) sockets: Sockets,
+}
+
+impl Homerun {
+    /// Takes no connection any more, and gives up everything that only one process may have: the store, the claim, the
+    /// instances. Requests under way go on, and so do clients that have a connection, with the next one's instances.
+    pub(crate) async fn leave(self) -> Leaving {
+        self.lending.abort();
+        // Those that wait for an instance get theirs while there is somebody who starts it: first all, then those that
+        // came in before the doors closed.
+        nobody_waits(&self.kept.ingress).await;
+        self.listening.pause();
+        drop(self.stop_door);
+        nobody_waits(&self.kept.ingress).await;
+        drop(self.stop_control);
+        if let Err(error) = self.control.await {
+            tracing::error!(%error, "control broke off");
+        }
+        let store = self.kept.store;
+        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+            tracing::error!(%error, "closing the store broke off");
+        }
+        self.engine.leave().await;
+        Leaving {
+            listening: self.listening,
+            door: self.door,
+            ingress: self.kept.ingress,
+            engine: self.engine,
+            journal: self.journal,
+            followers: self.followers,
+            sockets: self.sockets,
+        }
+    }
+}
+
+impl Leaving {
+    /// Its requests, and in which instances they are.
+    pub(crate) fn busy(&self) -> Busy {
+        busy_of(&self.ingress)
+    }
+
+    /// Until every request has ended, or for at most so long; tells meanwhile which are left.
+    pub(crate) async fn end(self, limit: Duration, mut tell: impl FnMut(Busy)) {
+        let mut told = None;
+        let ingress = self.ingress.clone();
+        let mut draining = std::pin::pin!(async { tokio::join!(self.listening.outlast(limit), self.door) });
+        loop {
+            let now = busy_of(&ingress);
+            if told.as_ref() != Some(&now) {
+                tell(now.clone());
+                told = Some(now);
+            }
+            tokio::select! {
+                (cut, door) = &mut draining => {
+                    let cut = cut + door.map_or(0, |drained| drained.cut);
+                    if cut > 0 {
+                        tracing::warn!(connections = cut, "cut off at the deadline");
+                    }
+                    break;
+                }
+                () = tokio::time::sleep(TELL_EVERY) => {}
+            }
+        }
+        tell(Busy::new());
+        drop(ingress);
+        let [following, lines, starts] = <[_; 3]>::try_from(self.followers).expect("three are made");
+        following.abort();
+        // What it held goes with it.
+        drop(following.await);
+        drop((self.ingress, self.engine));
+        if tokio::time::timeout(WRITE_PATIENCE, async { tokio::join!(lines, starts) })
+            .await
+            .is_err()
+        {
+            tracing::warn!("the last lines of instances may be missing in the log");
+        }
+        drop(self.journal);
+    }
+}
+
+/// Until no request waits for an instance, or for [`QUEUE_PATIENCE`].
+async fn nobody_waits(ingress: &Ingress) {
+    let patience = tokio::time::Instant::now() + QUEUE_PATIENCE;
+    while ingress.demand().revisions.values().any(|of| of.queued > 0) && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn lend(engine: Arc<Engine>, mut busy: watch::Receiver<Arc<Busy>>) {
+    while busy.changed().await.is_ok() {
+        let instances = instances_of(&busy.borrow_and_update());
+        engine.lend(&instances);
+    }
+}
+
+fn busy_of(ingress: &Ingress) -> Busy {
+    let of = ingress.demand().revisions.into_iter().flat_map(|(revision, of)| {
+        let busy = of.instances.into_iter().filter(|instance| instance.in_flight > 0);
+        busy.map(move |instance| (revision.clone(), instance.instance, instance.in_flight))
+    });
+    of.collect()
+}
+
+fn instances_of(busy: &Busy) -> BTreeSet<InstanceId> {
+    busy.iter().map(|(_, instance, _)| instance.clone()).collect()
 }
 
 /// Made if missing, and its real path: everything shared on the machine is named after it.

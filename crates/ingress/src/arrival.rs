@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -25,6 +25,8 @@ struct Connection {
     open: AtomicU32,
     /// Requests so far, wrapping.
     seen: AtomicU32,
+    /// Its next answer is its last.
+    leaving: AtomicBool,
 }
 
 impl Arrival {
@@ -45,6 +47,7 @@ impl Arrival {
             ip: text.into(),
             open: AtomicU32::new(0),
             seen: AtomicU32::new(0),
+            leaving: AtomicBool::new(false),
         }))
     }
 
@@ -73,6 +76,15 @@ impl Arrival {
         self.0.open.fetch_add(1, Ordering::Relaxed);
         self.0.seen.fetch_add(1, Ordering::Relaxed);
         Open(self.0.clone())
+    }
+
+    /// From now on answers ask the client for another connection.
+    pub(crate) fn leave(&self) {
+        self.0.leaving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.leaving.load(Ordering::Relaxed)
     }
 
     /// Requests that are open, and how many there were so far.

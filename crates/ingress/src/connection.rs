@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
+use http::{HeaderValue, Request, StatusCode, header::CONNECTION};
 use hyper::{
     body::{Body as _, Incoming},
     server::conn::{http1, http2},
@@ -40,25 +40,44 @@ use crate::{
 const HTTP2_STREAMS: u32 = 100;
 /// For a quiet client to take note that its connection ends.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// How quiet a connection may be that is to end with its next answer.
+const LEAVING: Duration = Duration::from_secs(3);
 /// With which an HTTP/2 client that knows the server begins (RFC 9113, 3.4); no HTTP/1 request does.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
 /// What an HTTP/1 connection becomes when it is upgraded.
 type Onward = Arc<Mutex<Option<Tunnel>>>;
-type Stop = watch::Receiver<Option<Instant>>;
 
-/// Serves `stream` until it ends, encrypted when there is an acceptor. After `stop` it takes no further request.
+/// What all connections are told.
+#[derive(Debug, Clone)]
+pub(crate) struct Orders {
+    /// When what is under way is cut off.
+    pub(crate) stop: watch::Receiver<Option<Instant>>,
+    /// True: somebody else takes new connections, and this one ends as [`Goodbye`] says.
+    pub(crate) pause: watch::Receiver<bool>,
+}
+
+/// How a connection is brought to its end so that no request is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goodbye {
+    /// HTTP/2 says which requests it still takes (RFC 9113, 6.8).
+    AtOnce,
+    /// HTTP/1 says it in an answer (RFC 9112, 9.6). Where none comes the connection is closed like a quiet one.
+    WithTheNextAnswer,
+}
+
+/// Serves `stream` until it ends, encrypted when there is an acceptor. After a stop it takes no further request.
 pub(crate) async fn serve(
     ingress: Arc<Ingress>,
     stream: TcpStream,
     ip: IpAddr,
     acceptor: Option<TlsAcceptor>,
     limits: Limits,
-    stop: Stop,
+    orders: Orders,
 ) {
     // A peer that is gone already is seen at the first read.
     let _ = stream.set_nodelay(true);
-    let mut stopping = stop.clone();
+    let mut stopping = orders.stop.clone();
     let sending = Sending::default();
     let begun = tokio::select! {
         begun = begin(stream, &sending, acceptor, limits) => begun,
@@ -69,12 +88,12 @@ pub(crate) async fn serve(
         None => {}
         Some(Begun::Plain(stream, is_http2)) => {
             let arrival = Arrival::new(ip, Scheme::Http);
-            converse(ingress, stream, sending, is_http2, arrival, limits, stop).await;
+            converse(ingress, stream, sending, is_http2, arrival, limits, orders).await;
         }
         Some(Begun::Encrypted(stream)) => {
             let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             let arrival = Arrival::new(ip, Scheme::Https);
-            converse(ingress, *stream, sending, is_http2, arrival, limits, stop).await;
+            converse(ingress, *stream, sending, is_http2, arrival, limits, orders).await;
         }
     }
 }
@@ -107,7 +126,7 @@ async fn converse(
     is_http2: bool,
     arrival: Arrival,
     limits: Limits,
-    stop: Stop,
+    orders: Orders,
 ) {
     let io = TokioIo::new(stream);
     let answering = arrival.clone();
@@ -126,6 +145,11 @@ async fn converse(
                     *taken.lock().expect("nobody panics in here") = Some(tunnel);
                 }
             }
+            if arrival.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, Infallible>(response)
         }
     });
@@ -138,12 +162,13 @@ async fn converse(
             .initial_connection_window_size(CONNECTION_WINDOW)
             .enable_connect_protocol()
             .serve_connection(io, service);
-        attend(connection, http2::Connection::graceful_shutdown, arrival, limits, stop).await;
+        let finish = http2::Connection::graceful_shutdown;
+        attend(connection, finish, arrival, limits, orders, Goodbye::AtOnce).await;
     } else {
         // No timer of hyper's own: it would be set anew for each request, `attend` looks once per limit.
         let connection = http1::Builder::new().serve_connection(io, service).with_upgrades();
         let finish = http1::UpgradeableConnection::graceful_shutdown;
-        attend(connection, finish, arrival, limits, stop).await;
+        attend(connection, finish, arrival, limits, orders, Goodbye::WithTheNextAnswer).await;
         let tunnel = onward.lock().expect("nobody panics in here").take();
         if let Some(tunnel) = tunnel {
             tunnel.run().await;
@@ -153,14 +178,23 @@ async fn converse(
 
 /// Drives a connection. Ends it gracefully when told to stop and when it is quiet for too long; drops it when that does
 /// not help, as with a client that does not read what it asked for.
-async fn attend<C>(connection: C, finish: fn(Pin<&mut C>), arrival: Arrival, limits: Limits, mut stop: Stop)
-where
+/// At a pause it says goodbye.
+async fn attend<C>(
+    connection: C,
+    finish: fn(Pin<&mut C>),
+    arrival: Arrival,
+    limits: Limits,
+    orders: Orders,
+    goodbye: Goodbye,
+) where
     C: Future<Output = hyper::Result<()>>,
 {
+    let Orders { mut stop, mut pause } = orders;
     let mut connection = std::pin::pin!(connection);
     let mut look = std::pin::pin!(tokio::time::sleep(limits.quiet));
     let mut seen_before = 0;
     let mut stopping = false;
+    let mut pausing = false;
     let mut quiet = false;
     loop {
         tokio::select! {
@@ -169,6 +203,18 @@ where
             _ = stop.changed(), if !stopping => {
                 stopping = true;
                 finish(connection.as_mut());
+            }
+            paused = pause.changed(), if !pausing => {
+                pausing = true;
+                match goodbye {
+                    // Whoever serves is gone, and `stop` with it.
+                    _ if paused.is_err() => {}
+                    Goodbye::AtOnce => finish(connection.as_mut()),
+                    Goodbye::WithTheNextAnswer => {
+                        arrival.leave();
+                        look.as_mut().reset(Instant::now() + limits.quiet.min(LEAVING));
+                    }
+                }
             }
             () = look.as_mut() => {
                 let (open, seen) = arrival.requests();
@@ -181,8 +227,9 @@ where
                 }
                 quiet = silent;
                 seen_before = seen;
-                let pause = if silent { limits.quiet.min(GOODBYE) } else { limits.quiet };
-                look.as_mut().reset(Instant::now() + pause);
+                let quiet_for = if arrival.is_leaving() { limits.quiet.min(LEAVING) } else { limits.quiet };
+                let until = if silent { limits.quiet.min(GOODBYE) } else { quiet_for };
+                look.as_mut().reset(Instant::now() + until);
             }
         }
     }

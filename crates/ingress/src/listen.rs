@@ -16,13 +16,18 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{Ingress, connection, upstream};
+use crate::{
+    Ingress,
+    connection::{self, Orders},
+    upstream,
+};
 
 /// How often each thread gives up upstream connections that nobody used.
 const PRUNE_EVERY: Duration = Duration::from_secs(30);
 /// After a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: i32 = 4096;
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -71,6 +76,7 @@ pub struct Listening {
     https: Option<SocketAddr>,
     workers: Vec<Worker>,
     stop: watch::Sender<Option<Instant>>,
+    pause: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -152,6 +158,7 @@ pub fn serve(
     let threads = open.threads();
     let (http, https) = (open.http(), open.https());
     let (stop, stopping) = watch::channel(None);
+    let (pause, paused) = watch::channel(false);
     let mut sockets: Vec<Sockets> = (0..threads.get()).map(|_| Sockets::default()).collect();
     for (of, socket) in sockets.iter_mut().zip(open.http) {
         of.http = Some(socket);
@@ -170,7 +177,10 @@ pub fn serve(
         let most = (limits.connections / threads).max(1);
         let worker = Work {
             ingress: ingress.clone(),
-            stop: stopping.clone(),
+            orders: Orders {
+                stop: stopping.clone(),
+                pause: paused.clone(),
+            },
             limits,
             room: Arc::new(Semaphore::new(most)),
         };
@@ -193,6 +203,7 @@ pub fn serve(
         https,
         workers,
         stop,
+        pause,
     })
 }
 
@@ -204,6 +215,23 @@ impl Listening {
 
     pub fn https(&self) -> Option<SocketAddr> {
         self.https
+    }
+
+    /// Takes no new connection; clients wait in the kernel's queue for whoever has the same sockets. Connections go on.
+    pub fn pause(&self) {
+        self.pause.send_replace(true);
+    }
+
+    /// Takes no new connection and waits until those there are have ended, which they do after their next answer or when
+    /// they are quiet for too long; cuts off what is left after `limit`. No client loses a request. Answers how many
+    /// connections were cut off.
+    pub async fn outlast(self, limit: Duration) -> usize {
+        self.pause();
+        let deadline = Instant::now() + limit;
+        while self.workers.iter().any(|worker| !worker.thread.is_finished()) && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.drain(Duration::ZERO).await
     }
 
     /// Takes no new connection, lets requests under way end, and cuts off what is left after `limit`. Answers how many
@@ -272,7 +300,7 @@ struct Sockets {
 /// What one thread works with.
 struct Work {
     ingress: Arc<Ingress>,
-    stop: watch::Receiver<Option<Instant>>,
+    orders: Orders,
     limits: Limits,
     room: Arc<Semaphore>,
 }
@@ -288,9 +316,13 @@ impl Work {
         };
         let mut connections = JoinSet::new();
         let mut pruning = tokio::time::interval(PRUNE_EVERY);
-        let mut stop = self.stop.clone();
+        let Orders { mut stop, mut pause } = self.orders.clone();
+        let mut paused = false;
         let mut room = None;
         let deadline = loop {
+            if paused && connections.is_empty() {
+                break Instant::now();
+            }
             let (accepted, acceptor) = tokio::select! {
                 _ = stop.changed() => {
                     // The sender says when before it goes.
@@ -305,17 +337,21 @@ impl Work {
                     room = Some(permit.expect("it is never closed"));
                     continue;
                 }
-                accepted = accept(http.as_ref()), if room.is_some() => (accepted, None),
-                accepted = accept(https.as_ref()), if room.is_some() => {
+                _ = pause.changed(), if !paused => {
+                    paused = true;
+                    continue;
+                }
+                accepted = accept(http.as_ref()), if room.is_some() && !paused => (accepted, None),
+                accepted = accept(https.as_ref()), if room.is_some() && !paused => {
                     (accepted, acceptor.clone())
                 }
             };
             let permit = room.take();
             let ingress = self.ingress.clone();
-            let (stop, limits) = (self.stop.clone(), self.limits);
+            let (orders, limits) = (self.orders.clone(), self.limits);
             connections.spawn(async move {
                 let (stream, peer) = accepted;
-                connection::serve(ingress, stream, peer.ip(), acceptor, limits, stop).await;
+                connection::serve(ingress, stream, peer.ip(), acceptor, limits, orders).await;
                 drop(permit);
             });
         };

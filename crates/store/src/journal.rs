@@ -139,8 +139,9 @@ impl Shard {
 }
 
 impl Journal {
-    /// Opens the journal in `dir`, made if need be, with the usual limits. One process at a time: the store's lock on
-    /// the data directory sees to that.
+    /// Opens the journal in `dir`, made if need be, with the usual limits. One process at a time, the store's lock on
+    /// the data directory sees to that; except that one that has handed over to the next may still append for its last
+    /// requests: both write whole batches to the end of the same segments.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         Self::open_with(dir, Limits::default())
     }
@@ -408,7 +409,11 @@ impl Segments {
             && let Some((file, size)) = self.closed.pop_front()
         {
             self.closed_bytes -= size;
-            std::fs::remove_file(&file).map_err(|source| Error::Segment { file, source })?;
+            match std::fs::remove_file(&file) {
+                // The process before, or the one after, removes the same ones.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|source| Error::Segment { file, source })?,
+            }
         }
         Ok(())
     }

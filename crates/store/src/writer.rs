@@ -8,7 +8,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -31,9 +31,14 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     file: PathBuf,
     newest: watch::Receiver<Arc<Snapshot>>,
-    queue: Option<mpsc::Sender<Job>>,
-    writer: Option<thread::JoinHandle<()>>,
-    _lock: Lock,
+    /// None once it is closed.
+    open: Mutex<Option<Open>>,
+}
+
+struct Open {
+    queue: mpsc::Sender<Job>,
+    writer: thread::JoinHandle<()>,
+    lock: Lock,
 }
 
 /// Runs the work; says whether its changes are to be kept, and how to answer once they are on the disk.
@@ -66,9 +71,7 @@ impl Store {
         Ok(Self(Arc::new(Inner {
             file,
             newest,
-            queue: Some(queue),
-            writer: Some(writer),
-            _lock: lock,
+            open: Mutex::new(Some(Open { queue, writer, lock })),
         })))
     }
 
@@ -112,8 +115,11 @@ impl Store {
             });
             (keep, answer)
         });
-        let queue = self.0.queue.as_ref().expect("there until the last drop");
-        queue.send(job).await.map_err(|_| ended())?;
+        let queue = {
+            let open = self.0.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.as_ref().map(|open| open.queue.clone())
+        };
+        queue.ok_or_else(ended)?.send(job).await.map_err(|_| ended())?;
         match answer.await.map_err(|_| ended())? {
             Ok(Ok(outcome)) => outcome.map_err(TransactError::Refused),
             Ok(Err(panic)) => resume_unwind(panic),
@@ -131,16 +137,32 @@ impl fmt::Debug for Store {
     }
 }
 
+impl Store {
+    /// Writes what waits and gives the lock back, for another process, before it returns. The newest snapshot stays to be
+    /// read; whoever writes from now on is refused.
+    pub fn close(&self) {
+        self.0.close();
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        drop(self.queue.take());
-        let Some(writer) = self.writer.take() else {
+        self.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Open { queue, writer, lock }) = open else {
             return;
         };
+        drop(queue);
         // The last clone may have been inside of a piece of work; the thread then ends by itself.
         if writer.thread().id() != thread::current().id() && writer.join().is_err() {
             tracing::error!(file = %self.file.display(), "the writer of the store panicked");
         }
+        drop(lock);
     }
 }
 
