@@ -214,15 +214,7 @@ impl Homerun {
         }
     }
 
-    /// Kills it with SIGKILL, and starts nothing.
-    ///
-    /// # Errors
-    /// When it cannot be killed.
-    pub fn kill_alone(&mut self) -> Result<()> {
-        self.kill()
-    }
-
-    /// After [`Self::kill_alone`]: starts another on the same data and the same ports.
+    /// After [`Self::kill`]: starts another on the same data and the same ports.
     ///
     /// # Errors
     /// As [`Self::up`].
@@ -383,7 +375,11 @@ impl Homerun {
         }
     }
 
-    fn kill(&mut self) -> Result<()> {
+    /// Kills it with SIGKILL, and starts nothing.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> Result<()> {
         if self.heir.is_some() {
             Command::new("kill").args(["-KILL", &self.pid().to_string()]).status()?;
             let deadline = Instant::now() + END;

@@ -8,26 +8,18 @@ use std::{
     collections::{BTreeSet, HashMap},
     io,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, OnceLock, atomic::Ordering},
-    time::Instant,
+    sync::{Arc, atomic::Ordering},
 };
 
 use model::{InstanceId, InstanceState};
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
-    Engine,
-    cgroup::Groups,
-    company,
-    cpu::Cpu,
+    Engine, company,
     gate::{Gate, Way},
     launch::Link,
     life::{self, CREATE_PATIENCE, Container, Entry, Event, Running},
     output::Output,
-    phases::Ordered,
     records::{self, Record},
     sweep,
     watched::watched,
@@ -107,7 +99,7 @@ impl Engine {
     pub async fn leave(&self) {
         let inner = &self.inner;
         inner.closing.store(true, Ordering::SeqCst);
-        let all = u32::try_from(inner.creating).unwrap_or(u32::MAX);
+        let all = u32::try_from(crate::creations()).unwrap_or(u32::MAX);
         // One that is late is given up by the launcher.
         if let Ok(Ok(turns)) = timeout(CREATE_PATIENCE, inner.creations.acquire_many(all)).await {
             turns.forget();
@@ -151,22 +143,7 @@ impl Engine {
             records::is_ready(&bundle),
             records::stopping(&bundle),
         );
-        let groups = Groups::new(&inner.layout, &inner.id8, spec.id.as_str());
-        let (sender, events) = mpsc::channel(64);
-        let entry = Entry {
-            groups,
-            first_id,
-            range: Mutex::new(Some(range)),
-            events: sender,
-            stop: watch::Sender::new(None),
-            released: watch::Sender::new(!parked),
-            taken: Instant::now(),
-            ordered: if parked { OnceLock::new() } else { Ordered::now().into() },
-            cpu: Arc::new(Cpu::new(tokio::time::Instant::now())),
-            running: OnceLock::new(),
-            over: OnceLock::new(),
-            spec,
-        };
+        let (entry, events) = Entry::new(inner, spec, range, parked);
         let mut output = Output::default();
         let mut network = None;
         let mut running = Vec::new();

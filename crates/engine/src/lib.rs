@@ -61,7 +61,7 @@ use std::{
         Arc, Mutex, OnceLock, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use image::Images;
@@ -75,9 +75,9 @@ use tokio::{
 
 use crate::{
     board::Board,
-    cgroup::{Freezer, Groups, Layout},
+    cgroup::{Freezer, Layout},
     claim::{Claim, RunDir, Wait},
-    cpu::{Cpu, Linger},
+    cpu::Linger,
     ids::Ranges,
     launch::Link,
     launcher::Duty,
@@ -131,9 +131,8 @@ pub(crate) struct Inner {
     linger: Linger,
     /// None while there is no launcher.
     link: watch::Sender<Option<Arc<Link>>>,
-    /// How many instances the runtime may create at a time: more only slow each other down.
+    /// As many as [`creations`] says.
     creations: Semaphore,
-    creating: usize,
     /// One instance's memory is pushed out at a time: it is work for the disk, and nobody waits for it.
     reclaiming: Semaphore,
     closing: AtomicBool,
@@ -146,8 +145,13 @@ pub(crate) struct Inner {
 
 /// As it was when this was first asked: the answer costs the reading of three files.
 fn cpus() -> usize {
-    static CPUS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    static CPUS: OnceLock<usize> = OnceLock::new();
     *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}
+
+/// How many instances the runtime may create at a time: more only slow each other down.
+fn creations() -> usize {
+    3 * cpus()
 }
 
 pub(crate) fn now() -> Timestamp {
@@ -227,8 +231,7 @@ impl Engine {
             board: Board::default(),
             linger,
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
-            creations: Semaphore::new(3 * cpus()),
-            creating: 3 * cpus(),
+            creations: Semaphore::new(creations()),
             reclaiming: Semaphore::new(1),
             closing: AtomicBool::new(false),
             claim: Mutex::new(Some(claim)),
@@ -307,22 +310,8 @@ impl Engine {
         let Some(range) = self.inner.ranges.take() else {
             return Err(StartError::NoIds { id, limit });
         };
-        // At most one of each kind, and one loss per launcher that it outlives while it is being prepared.
-        let (sender, events) = mpsc::channel(64);
-        let entry = Arc::new(Entry {
-            groups: Groups::new(&self.inner.layout, &self.inner.id8, id.as_str()),
-            first_id: range.first(),
-            range: Mutex::new(Some(range)),
-            events: sender,
-            stop: watch::Sender::new(None),
-            released: watch::Sender::new(!parked),
-            taken: Instant::now(),
-            ordered: if parked { OnceLock::new() } else { Ordered::now().into() },
-            cpu: Arc::new(Cpu::new(tokio::time::Instant::now())),
-            running: OnceLock::new(),
-            over: OnceLock::new(),
-            spec,
-        });
+        let (entry, events) = Entry::new(&self.inner, spec, range, parked);
+        let entry = Arc::new(entry);
         let state = if parked {
             InstanceState::Parked
         } else {
@@ -489,7 +478,9 @@ impl Inner {
     }
 
     fn stop(&self, entry: &Entry, grace: Duration) {
-        records::mark_stopping(&self.run.bundle(entry.spec.id.as_str()), grace);
+        if self.adoptable {
+            records::mark_stopping(&self.run.bundle(entry.spec.id.as_str()), grace);
+        }
         self.board.enter(&entry.spec.id, InstanceState::Stopping);
         entry.stop.send_if_modified(|asked| {
             let first = asked.is_none();
@@ -500,9 +491,12 @@ impl Inner {
 
     pub(crate) fn ready(&self, entry: &Entry, freezer: Freezer) {
         let spec = &entry.spec;
-        records::mark_ready(&self.run.bundle(spec.id.as_str()));
         self.board.enter(&spec.id, InstanceState::Ready);
         self.linger.allow(&spec.id, &entry.cpu, spec.cpu_allocation, freezer);
+        // After it is told: requests wait for that, and for the mark nobody does.
+        if self.adoptable {
+            records::mark_ready(&self.run.bundle(spec.id.as_str()));
+        }
     }
 
     pub(crate) fn stopped(&self, entry: &Entry, exit: Exit) {

@@ -106,17 +106,7 @@ pub(crate) struct Created {
 
 /// From the first step to the last. What it observes goes to the engine's board.
 pub(crate) async fn live(engine: Arc<Inner>, entry: Arc<Entry>, events: mpsc::Receiver<Event>) {
-    let mut life = Life {
-        stop: entry.stop.subscribe(),
-        output: Output::default(),
-        link: 0,
-        moments: None,
-        ready: false,
-        culprit: 0,
-        engine,
-        entry,
-        events,
-    };
+    let mut life = Life::new(engine, entry, events);
     let cause = match life.begin().await {
         Ok(()) => life.supervise().await,
         Err(cause) => cause,
@@ -149,6 +139,20 @@ struct Life {
 }
 
 impl Life {
+    fn new(engine: Arc<Inner>, entry: Arc<Entry>, events: mpsc::Receiver<Event>) -> Self {
+        Self {
+            stop: entry.stop.subscribe(),
+            output: Output::default(),
+            link: 0,
+            moments: None,
+            ready: false,
+            culprit: 0,
+            engine,
+            entry,
+            events,
+        }
+    }
+
     /// Until every container of the instance has a process.
     async fn begin(&mut self) -> Result<(), ExitCause> {
         let mut stop = self.stop.clone();
@@ -484,6 +488,27 @@ impl Life {
 }
 
 impl Entry {
+    /// Of an instance that nothing has happened to yet, and where its events arrive: at most one of each kind, and one
+    /// loss per launcher that it outlives while it is being prepared.
+    pub(crate) fn new(engine: &Inner, spec: InstanceSpec, range: Range, parked: bool) -> (Self, mpsc::Receiver<Event>) {
+        let (sender, events) = mpsc::channel(64);
+        let entry = Self {
+            groups: Groups::new(&engine.layout, &engine.id8, spec.id.as_str()),
+            first_id: range.first(),
+            range: Mutex::new(Some(range)),
+            events: sender,
+            stop: watch::Sender::new(None),
+            released: watch::Sender::new(!parked),
+            taken: std::time::Instant::now(),
+            ordered: if parked { OnceLock::new() } else { Ordered::now().into() },
+            cpu: Arc::new(Cpu::new(Instant::now())),
+            running: OnceLock::new(),
+            over: OnceLock::new(),
+            spec,
+        };
+        (entry, events)
+    }
+
     /// The groups of one container: the instance's own when it is alone.
     pub(crate) fn groups_of(&self, index: usize) -> Groups {
         if self.spec.sidecars.is_empty() {

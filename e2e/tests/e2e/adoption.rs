@@ -46,14 +46,14 @@ fn goes_on(flags: &[&str], deploy: &str) {
     let url = user.deploy("lasting", &format!("{image} {deploy}"));
     let own = user.get(&url);
     user.get(&format!("{url}/later?code=none"));
-    user.homerun.kill_alone().expect("killed");
+    user.homerun.kill().expect("killed");
     // Nobody is there when it speaks.
     std::thread::sleep(Duration::from_secs(1));
     restart(&mut user);
     assert_eq!(user.get(&url), own, "the same instance\n{}", user.homerun.log());
     assert!(is_logged(&user, "said later"), "{}", user.homerun.log());
     // And once more, of one that is idle by now.
-    user.homerun.kill_alone().expect("killed");
+    user.homerun.kill().expect("killed");
     restart(&mut user);
     assert_eq!(user.get(&url), own, "still the same instance");
     user.leaves();
@@ -70,7 +70,7 @@ fn so_does_one_that_is_throttled() {
     let url = user.deploy("lasting", &image);
     let own = user.get(&url);
     std::thread::sleep(Duration::from_millis(300));
-    user.homerun.kill_alone().expect("killed");
+    user.homerun.kill().expect("killed");
     restart(&mut user);
     for _ in 0..3 {
         assert_eq!(user.get(&url), own, "the same instance");
@@ -98,7 +98,7 @@ fn an_end_that_nobody_saw_is_told() {
     let url = user.deploy("ending", &format!("{image} --no-cpu-throttling"));
     let own = user.get(&url);
     user.get(&format!("{url}/later?code=37"));
-    user.homerun.kill_alone().expect("killed");
+    user.homerun.kill().expect("killed");
     std::thread::sleep(Duration::from_secs(1));
     restart(&mut user);
     assert!(is_logged(&user, "said later"), "{}", user.homerun.log());
@@ -113,7 +113,7 @@ fn without_a_next_one_nothing_stays() {
     let (mut user, image) = user(&["--adoption-window", "2s"]);
     let url = user.deploy("gone", &format!("{image} --min-instances=1"));
     user.get(&url);
-    user.homerun.kill_alone().expect("killed");
+    user.homerun.kill().expect("killed");
     std::thread::sleep(Duration::from_millis(500));
     assert!(
         !user.homerun.footprint().expect("looks").processes.is_empty(),
@@ -135,7 +135,7 @@ fn killed_in_each_phase_of_a_start_and_a_stop() {
             // Into its end.
             std::thread::sleep(Duration::from_millis(1100 + 30 * round));
         }
-        user.homerun.kill_alone().expect("killed");
+        user.homerun.kill().expect("killed");
         user.ok("wait; true");
         restart(&mut user);
         user.get(&url);

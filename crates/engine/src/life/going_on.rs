@@ -17,17 +17,9 @@ pub(crate) async fn go_on(
     link: u64,
     ready: bool,
 ) {
-    let mut life = Life {
-        stop: entry.stop.subscribe(),
-        output,
-        link,
-        moments: None,
-        ready: false,
-        culprit: 0,
-        engine,
-        entry,
-        events,
-    };
+    let mut life = Life::new(engine, entry, events);
+    life.output = output;
+    life.link = link;
     let cause = match if ready { life.be_ready() } else { Ok(()) } {
         Ok(()) => life.supervise().await,
         Err(cause) => {

@@ -93,13 +93,14 @@ pub(super) fn furnish(
         Sandbox::Gen2 => bundle::configuration(spec, container, config, &user, &lodging).map_err(|error| chain(&error)),
     }?;
     let bundle = engine.run.bundle(&company::runtime_name(&spec.id, index));
-    let record = Record {
-        spec: spec.clone(),
-        first_id,
-        created: crate::now(),
-    };
     let written = write_bundle(&bundle, &configuration).and_then(|()| {
         if index == 0 && engine.adoptable {
+            let (spec, created) = (spec.clone(), crate::now());
+            let record = Record {
+                spec,
+                first_id,
+                created,
+            };
             record.write(&bundle)?;
         }
         let parked = !*entry.released.borrow();
