@@ -36,7 +36,7 @@ use crate::{
     gvisor::{self, Gvisor, Making},
     keeping::{self, Keeping, Made},
     network, process, rootfs,
-    sandbox::{Infant, Nursery, Plan, Reaped, Request, Spent},
+    sandbox::{Heard, Infant, Nursery, Plan, Request, Spent},
     wire::{self, End, Order, Report, Start},
 };
 
@@ -187,11 +187,10 @@ impl Launcher {
             let due = |number: usize| files.get(number).is_some_and(|file| !file.revents().is_empty());
             let [ended, heard, asked] = [0, 1, 2].map(due);
             drop(files);
-            if heard || ended {
-                self.hear()?;
-            }
             if ended {
                 self.reap()?;
+            } else if heard {
+                self.hear()?;
             }
             match &self.socket {
                 Some(socket) if asked => match wire::receive(socket) {
@@ -299,14 +298,23 @@ impl Launcher {
 
     /// Reports the sandboxes of our own that are made.
     fn hear(&mut self) -> io::Result<()> {
-        for infant in self.nursery.hear()? {
+        for heard in self.nursery.hear()? {
             let Infant {
                 id,
                 pid,
                 network,
                 gate,
                 spent,
-            } = infant;
+            } = match heard {
+                Heard::Made(infant) => infant,
+                Heard::Stillborn { id, why } => {
+                    if let Some(egress) = &mut self.egress {
+                        egress.release(&id);
+                    }
+                    self.not_started(id, why);
+                    continue;
+                }
+            };
             let made = Made {
                 pid,
                 process: rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
@@ -433,10 +441,13 @@ impl Launcher {
     fn reap(&mut self) -> io::Result<()> {
         let mut drain = [0; 8 * size_of::<libc::signalfd_siginfo>()];
         let _ = rustix::io::read(&self.children, &mut drain);
+        // All of them first: then whatever they said is there to be heard.
+        let mut created = Vec::new();
+        let mut exited = Vec::new();
         loop {
             let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some(ended)) => ended,
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => break,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -448,32 +459,32 @@ impl Launcher {
             if self.egress.as_mut().is_some_and(|egress| egress.ended(pid, end)) {
                 continue;
             }
-            match self.nursery.reap(pid, end) {
-                Reaped::Nothing => continue,
-                Reaped::Stillborn { id, why } => {
-                    if let Some(egress) = &mut self.egress {
-                        egress.release(&id);
-                    }
-                    self.not_started(id, why);
-                    continue;
-                }
-                Reaped::Stranger => {}
-            }
             if let Some(id) = self.creating.remove(&pid) {
-                self.created(id, end)?;
-                if self.creating.is_empty() {
-                    self.strays.clear();
-                }
+                created.push((id, end));
             } else if let Some(id) = self.running.remove(&pid) {
-                if let Some(egress) = &mut self.egress {
-                    egress.release(&id);
+                exited.push((id, end));
+            } else {
+                self.nursery.ended(pid, end);
+                if !(self.creating.is_empty() && created.is_empty()) {
+                    self.strays.insert(pid, end);
                 }
-                self.keeping.ended(&id, end);
-                self.report(&Report::Exited { id, end }, &[]);
-            } else if !self.creating.is_empty() {
-                self.strays.insert(pid, end);
             }
         }
+        self.hear()?;
+        for (id, end) in created {
+            self.created(id, end)?;
+        }
+        if self.creating.is_empty() {
+            self.strays.clear();
+        }
+        for (id, end) in exited {
+            if let Some(egress) = &mut self.egress {
+                egress.release(&id);
+            }
+            self.keeping.ended(&id, end);
+            self.report(&Report::Exited { id, end }, &[]);
+        }
+        Ok(())
     }
 
     /// The runtime's `create` ended: either a process waits to be released, or the runtime said why not.

@@ -22,6 +22,6 @@ mod plan;
 
 pub(crate) use self::{
     maker::Spent,
-    nursery::{Infant, Nursery, Reaped, Request},
+    nursery::{Heard, Infant, Nursery, Request},
     plan::Plan,
 };

@@ -84,15 +84,15 @@ struct Making {
     why: Option<String>,
 }
 
-/// What became of a process that ended.
+/// What became of a sandbox.
 #[derive(Debug)]
-pub(crate) enum Reaped {
-    /// It was none of the nursery's.
-    Stranger,
-    /// The end of a sandbox that was not made; this is why.
-    Stillborn { id: String, why: String },
-    /// A maker that has done its work, or one of two ends.
-    Nothing,
+pub(crate) enum Heard {
+    Made(Infant),
+    /// It was not made; this is why.
+    Stillborn {
+        id: String,
+        why: String,
+    },
 }
 
 /// All sandboxes that are being made.
@@ -101,6 +101,9 @@ pub(crate) struct Nursery {
     ours: OwnedFd,
     theirs: OwnedFd,
     making: HashMap<String, Making>,
+    /// Processes that have ended, until it is said whose they were: the first one of a sandbox may be quicker than its
+    /// maker, who tells of it.
+    ended: HashMap<Pid, End>,
 }
 
 impl Nursery {
@@ -111,6 +114,7 @@ impl Nursery {
             ours,
             theirs,
             making: HashMap::new(),
+            ended: HashMap::new(),
         })
     }
 
@@ -155,14 +159,20 @@ impl Nursery {
         Ok(())
     }
 
-    /// Takes in everything that was said, and returns what is made.
-    pub(crate) fn hear(&mut self) -> io::Result<Vec<Infant>> {
-        let mut made = Vec::new();
+    /// Takes note of the end of a process that may be one of ours. What it means comes with the next [`Nursery::hear`],
+    /// which must follow before anything else: by then all is there that the process said.
+    pub(crate) fn ended(&mut self, pid: Pid, end: End) {
+        self.ended.insert(pid, end);
+    }
+
+    /// Takes in everything that was said, and what the ends mean.
+    pub(crate) fn hear(&mut self) -> io::Result<Vec<Heard>> {
+        let mut told = Vec::new();
         loop {
             let (word, files) = match wire::receive::<Word>(&self.ours) {
                 Ok(Some(heard)) => heard,
                 Ok(None) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(made),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             };
             let (Word::Born { id, .. } | Word::Made { id, .. } | Word::Failed { id, .. }) = &word;
@@ -176,9 +186,18 @@ impl Nursery {
                 Word::Failed { why, .. } => making.why = Some(why),
             }
             if making.first.is_some() && making.network.is_some() {
-                made.extend(self.made(id));
+                told.push(id);
             }
         }
+        let mut all: Vec<Heard> = std::mem::take(&mut self.ended)
+            .into_iter()
+            .filter_map(|(pid, end)| self.stillborn(pid, end))
+            .collect();
+        all.extend(told.into_iter().filter_map(|id| self.made(id)).map(Heard::Made));
+        if self.making.is_empty() {
+            self.ended.clear();
+        }
+        Ok(all)
     }
 
     fn made(&mut self, id: String) -> Option<Infant> {
@@ -193,31 +212,31 @@ impl Nursery {
         })
     }
 
-    /// Takes note of the end of a process. Everything that was said before must have been heard.
-    pub(crate) fn reap(&mut self, pid: Pid, end: End) -> Reaped {
+    /// The sandbox that is not made because this process has ended, if that is so.
+    fn stillborn(&mut self, pid: Pid, end: End) -> Option<Heard> {
         let whose = self
             .making
             .iter_mut()
             .find(|(_, making)| (making.maker_lives && making.maker == pid) || making.first == Some(pid));
         let Some((id, making)) = whose else {
-            return Reaped::Stranger;
+            self.ended.insert(pid, end);
+            return None;
         };
         if making.first != Some(pid) {
             making.maker_lives = false;
             if end == End::Code(0) {
-                return Reaped::Nothing;
+                return None;
             }
         }
         let id = id.clone();
-        let why = making.why.take();
+        let making = self.making.remove(&id)?;
+        making.end(pid);
+        let why = making.why;
         let why = why.unwrap_or_else(|| format!("what makes its sandbox ended with {end:?}"));
-        if let Some(making) = self.making.remove(&id) {
-            making.end(pid);
-        }
-        Reaped::Stillborn { id, why }
+        Some(Heard::Stillborn { id, why })
     }
 
-    /// Gives up one that is being made. Its end is then reaped.
+    /// Gives up one that is being made. Its end is then heard of.
     pub(crate) fn abort(&mut self, id: &str) {
         if let Some(making) = self.making.get(id) {
             making.kill();
@@ -247,5 +266,90 @@ impl Making {
         for pid in maker.into_iter().chain(self.first).filter(|pid| *pid != ended) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A nursery with one sandbox, whose maker has this number.
+    fn with_one(maker: i32) -> Nursery {
+        let mut nursery = Nursery::open().expect("sockets");
+        let making = Making {
+            maker: pid(maker),
+            maker_lives: true,
+            first: None,
+            network: None,
+            gate: rustix::io::dup(&nursery.ours).expect("a file"),
+            why: None,
+        };
+        nursery.making.insert("a".to_owned(), making);
+        nursery
+    }
+
+    // Above what the kernel gives away, so that nobody is killed by mistake.
+    fn pid(number: i32) -> Pid {
+        Pid::from_raw((1 << 23) + number).expect("positive")
+    }
+
+    fn say(nursery: &Nursery, word: &Word) {
+        wire::send(&nursery.theirs, word, &[]).expect("said");
+    }
+
+    fn born(number: i32) -> Word {
+        Word::Born {
+            id: "a".to_owned(),
+            pid: pid(number).as_raw_nonzero().get(),
+        }
+    }
+
+    fn why(nursery: &mut Nursery) -> Option<String> {
+        match nursery.hear().expect("heard").pop()? {
+            Heard::Stillborn { why, .. } => Some(why),
+            Heard::Made(infant) => panic!("{infant:?}"),
+        }
+    }
+
+    fn failed() -> Word {
+        Word::Failed {
+            id: "a".to_owned(),
+            why: "no program".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_first_process_may_end_before_its_maker_tells_of_it() {
+        let mut nursery = with_one(1);
+        say(&nursery, &failed());
+        nursery.ended(pid(2), End::Code(125));
+        assert_eq!(why(&mut nursery), None, "nobody knows whose it was");
+        nursery.ended(pid(1), End::Code(0));
+        say(&nursery, &born(2));
+        assert_eq!(why(&mut nursery).as_deref(), Some("no program"));
+        assert!(nursery.is_empty() && nursery.ended.is_empty());
+    }
+
+    #[test]
+    fn what_a_process_said_is_heard_though_it_is_known_to_have_ended() {
+        let mut nursery = with_one(1);
+        say(&nursery, &born(2));
+        say(&nursery, &failed());
+        nursery.ended(pid(2), End::Code(125));
+        assert_eq!(why(&mut nursery).as_deref(), Some("no program"));
+    }
+
+    #[test]
+    fn a_maker_that_fails_is_told_and_one_that_has_done_its_work_is_not() {
+        let mut nursery = with_one(1);
+        nursery.ended(pid(1), End::Code(0));
+        assert_eq!(why(&mut nursery), None);
+        assert!(!nursery.is_empty());
+        let mut nursery = with_one(1);
+        nursery.ended(pid(1), End::Code(125));
+        assert_eq!(
+            why(&mut nursery).as_deref(),
+            Some("what makes its sandbox ended with Code(125)")
+        );
     }
 }
