@@ -41,13 +41,6 @@ const BEAT: Duration = Duration::from_secs(1);
 const QUICK_BEAT: Duration = Duration::from_millis(100);
 /// How often to look while nothing but parked instances is there.
 const SLOW_BEAT: Duration = Duration::from_secs(10);
-/// A turn over many instances is long, and each of their changes asks for one. So what comes meanwhile is gathered: after
-/// a turn that took longer than this
-const LONG_TURN: Duration = Duration::from_micros(200);
-/// the next one waits so many times as long,
-const PAUSE: u32 = 3;
-/// but no longer than this.
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// What the machine has left is read again after this.
 const ROOM_GOOD_FOR: Duration = Duration::from_millis(100);
 
@@ -140,14 +133,7 @@ impl Control {
             // Both marks are taken before the turn reads, so that what comes during it is seen by the next.
             changed.mark_unchanged();
             observed.mark_unchanged();
-            let begun = Instant::now();
-            let turned = self.turn().await;
-            if let Some(pause) = pause_after(turned, begun.elapsed()) {
-                tokio::select! {
-                    () = &mut stop => break,
-                    () = tokio::time::sleep(pause) => {}
-                }
-            }
+            self.turn().await;
             let beat = self.beat(&observed.borrow());
             tokio::select! {
                 () = &mut stop => break,
@@ -185,12 +171,12 @@ impl Control {
 
     /// Everything but instances only needs a look when something else was asked for, or was not done yet: the many turns
     /// that requests and instances cause do not go through all services.
-    async fn turn(&mut self) -> Turned {
+    async fn turn(&mut self) {
         let snapshot = self.links.store.snapshot();
         let observed = self.links.engine.observe().borrow().clone();
         if self.done_with == Some(snapshot.version) {
             self.scale(&snapshot, &observed, &BTreeMap::new()).await;
-            return Turned::Instances;
+            return;
         }
         let to_create = self.create_revisions(&snapshot).await;
         for step in revision::plan(&snapshot, &observed, &self.begun) {
@@ -203,7 +189,6 @@ impl Control {
         if settled && due.is_empty() && to_create == 0 {
             self.done_with = Some(snapshot.version);
         }
-        Turned::All
     }
 
     /// Says how many there were to create.
@@ -502,18 +487,6 @@ fn ready<'a>(snapshot: &'a Snapshot, key: &RevisionKey) -> Option<(&'a Revision,
 /// The world moved on between the look and the write; the next turn looks again.
 #[derive(Debug)]
 struct Superseded;
-
-/// What a turn went through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turned {
-    Instances,
-    /// It may have waited for the disk, and its next step should not wait for anything.
-    All,
-}
-
-fn pause_after(turned: Turned, took: Duration) -> Option<Duration> {
-    (turned == Turned::Instances && took > LONG_TURN).then(|| (took * PAUSE).min(LONGEST_PAUSE))
-}
 
 async fn sleep(beat: Option<Duration>) {
     match beat {

@@ -231,11 +231,11 @@ impl Groups {
         let mut roots: Vec<&PathBuf> = hierarchies.values().collect();
         roots.sort_unstable();
         roots.dedup();
-        for root in &roots {
-            fs::create_dir_all(root.join(&self.path))?;
-        }
         if let Some(root) = hierarchies.get("cpuset") {
             inherit_cpus(root, &self.path)?;
+        }
+        for root in &roots {
+            fs::create_dir_all(root.join(&self.path))?;
         }
         self.limit(limits)?;
         for root in roots {
@@ -346,16 +346,31 @@ impl Groups {
     }
 }
 
-/// A new group of version 1's cpuset has no CPUs, and takes no process until it has.
+/// Makes a group of version 1's cpuset. A new one has no CPUs, and takes no process until it has; those below ours have
+/// their parent's from their first moment on, since each write there has the kernel look at all their siblings.
 fn inherit_cpus(root: &Path, path: &Path) -> io::Result<()> {
+    const FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+    let missing = |group: &Path, name: &str| -> io::Result<bool> {
+        Ok(fs::read_to_string(root.join(group).join(name))?.trim().is_empty())
+    };
+    // As a rule there are all above it, and it is complete when it is made.
+    if fs::create_dir(root.join(path)).is_ok() && !missing(path, FILES[0])? && !missing(path, FILES[1])? {
+        return Ok(());
+    }
+    fs::create_dir_all(root.join(path))?;
     let mut above: Vec<&Path> = path.ancestors().collect();
     above.reverse();
     for (parent, group) in above.iter().zip(&above[1..]) {
-        for name in ["cpuset.cpus", "cpuset.mems"] {
-            let file = root.join(group).join(name);
-            if fs::read_to_string(&file)?.trim().is_empty() {
-                fs::write(&file, fs::read_to_string(root.join(parent).join(name))?)?;
+        for name in FILES {
+            if missing(group, name)? {
+                fs::write(
+                    root.join(group).join(name),
+                    fs::read_to_string(root.join(parent).join(name))?,
+                )?;
             }
+        }
+        if *group != path {
+            fs::write(root.join(group).join("cgroup.clone_children"), "1")?;
         }
     }
     Ok(())

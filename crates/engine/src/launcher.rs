@@ -240,9 +240,10 @@ impl Launcher {
             Order::Leave | Order::End | Order::TakeOver { .. } => {}
             Order::Start(start) => {
                 let output = files.split_off(files.len().min(3));
-                self.keeping.begin(&start.id, output);
+                self.keeping
+                    .begin(&start.id, output.into_iter().map(process::aside).collect());
                 let begun = match &start.plan {
-                    Some(plan) => self.make(&start, plan, &files),
+                    Some(plan) => self.make(&start, plan, files),
                     None => self.create(&start, &files).map(|pid| {
                         self.creating.insert(pid, start.id.clone());
                     }),
@@ -272,13 +273,13 @@ impl Launcher {
     fn ids(&mut self, first_id: u32) -> Result<(), String> {
         if let Entry::Vacant(place) = self.user_namespaces.entry(first_id) {
             let made = process::user_namespace(first_id).map_err(rootfs::describe("make a user namespace"))?;
-            place.insert(made);
+            place.insert(process::aside(made));
         }
         Ok(())
     }
 
     /// Starts the making of our own sandbox.
-    fn make(&mut self, start: &Start, plan: &Plan, files: &[OwnedFd]) -> Result<(), String> {
+    fn make(&mut self, start: &Start, plan: &Plan, files: Vec<OwnedFd>) -> Result<(), String> {
         self.ids(start.first_id)?;
         let way_out = self.egress.as_mut().and_then(|egress| egress.slot(&start.id));
         let begun = self.nursery.make(Request {
@@ -329,6 +330,12 @@ impl Launcher {
 
     /// A process waits to be released.
     fn made(&mut self, id: String, made: Made, spent: Option<Spent>) -> io::Result<()> {
+        let made = Made {
+            process: process::aside(made.process),
+            network: process::aside(made.network),
+            gate: made.gate.map(process::aside),
+            ..made
+        };
         let pid = made.pid;
         self.running.insert(pid, id.clone());
         let report = Report::Created {
@@ -338,7 +345,7 @@ impl Launcher {
         };
         let files: Vec<&OwnedFd> = [&made.process, &made.network].into_iter().chain(&made.gate).collect();
         let told = self.tell(&report, &files);
-        let network = made.network.try_clone()?;
+        let network = process::aside(made.network.try_clone()?);
         if !self.keeping.made(&id, made) {
             // Nobody waits for it any more.
             let _ = rustix::process::kill_process(pid, Signal::KILL);

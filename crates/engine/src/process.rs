@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 use rustix::process::Pid;
@@ -44,12 +44,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// A user namespace in which `first_id` and the following ids are 0 and following. It holds no process.
 pub(crate) fn user_namespace(first_id: u32) -> io::Result<OwnedFd> {
-    // SAFETY: the child does nothing but wait.
-    let Some(pid) = (unsafe { clone(libc::CLONE_NEWUSER, None) })? else {
-        loop {
-            rustix::event::pause();
-        }
-    };
+    let pid = waiter(libc::CLONE_NEWUSER)?;
     let number = pid.as_raw_nonzero();
     let map = format!("0 {first_id} {IDS}");
     let made = fs::write(format!("/proc/{number}/uid_map"), &map)
@@ -58,6 +53,51 @@ pub(crate) fn user_namespace(first_id: u32) -> io::Result<OwnedFd> {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())?;
     made
+}
+
+/// A process in new namespaces that does nothing but wait. It shares memory and files with the caller, so that there is
+/// nothing to copy and nothing to give back: a launcher of a thousand instances has many of both.
+fn waiter(namespaces: i32) -> io::Result<Pid> {
+    extern "C" fn wait(_: *mut libc::c_void) -> libc::c_int {
+        loop {
+            // SAFETY: it only waits.
+            unsafe { libc::pause() };
+        }
+    }
+    static STACK: [std::sync::atomic::AtomicU64; 512] = [const { std::sync::atomic::AtomicU64::new(0) }; 512];
+    let flags = namespaces | libc::CLONE_VM | libc::CLONE_FILES | libc::SIGCHLD;
+    let top = STACK.as_ptr_range().end.cast_mut().cast();
+    // SAFETY: the function never returns and only makes a system call. Whoever waits beside it, on the same stack, has
+    // the same words at the same places there.
+    let pid = unsafe { libc::clone(wait, top, flags, std::ptr::null_mut()) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Pid::from_raw(pid).ok_or_else(|| io::Error::other("a process without a number"))
+}
+
+/// From this number on are the files that are kept for long, out of the way of [`own_files`].
+const ASIDE: i32 = 1024;
+
+/// The same file under a number from [`ASIDE`] on, where the limit of open files allows it.
+pub(crate) fn aside(file: OwnedFd) -> OwnedFd {
+    rustix::io::fcntl_dupfd_cloexec(&file, ASIDE).unwrap_or(file)
+}
+
+/// Gives a child that was born with `CLONE_FILES` files of its own: those that it `needs`, and others below [`ASIDE`].
+/// The parent must have left open what it needs until then. To copy the table of a launcher of a thousand instances,
+/// and to close all that is in the copy, would take longer than anything else in making a sandbox.
+pub(crate) fn own_files(needs: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let last = needs.iter().map(AsRawFd::as_raw_fd).max().unwrap_or(0);
+    let from = ASIDE.max(last.saturating_add(1));
+    // SAFETY: nothing is closed but in the copy, whose owner is never run again: the child is a copy of the parent's
+    // memory that goes on with the files it needs.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Gives the calling thread a new network namespace with nothing in it.

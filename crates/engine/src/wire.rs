@@ -1,6 +1,7 @@
 //! What the server and its launcher tell each other: one message per packet, with open files beside it.
 
 use std::{
+    cell::RefCell,
     io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -119,12 +120,20 @@ pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, files: &[Borrowe
 
 /// None: the other side is gone.
 pub(crate) fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; LONGEST];
+    BYTES.with_borrow_mut(|bytes| receive_into(&socket, bytes))
+}
+
+std::thread_local! {
+    /// Where a message comes to. Not made anew for each: it is far larger than most of them.
+    static BYTES: RefCell<Vec<u8>> = RefCell::new(vec![0; LONGEST]);
+}
+
+fn receive_into<M: DeserializeOwned>(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let received = recvmsg(
         socket,
-        &mut [IoSliceMut::new(&mut bytes)],
+        &mut [IoSliceMut::new(bytes)],
         &mut beside,
         RecvFlags::CMSG_CLOEXEC,
     );

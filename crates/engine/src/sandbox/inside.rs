@@ -16,9 +16,10 @@ use rustix::{
 
 use super::{
     confined,
+    maker::Given,
     maker::Spent,
     mounts,
-    nursery::{Request, Word},
+    nursery::Word,
     plan::{Kind, Plan, Process},
 };
 use crate::{egress, network, rootfs::describe, wire};
@@ -33,9 +34,16 @@ fn text(bytes: &str) -> Result<CString, String> {
 
 /// Furnishes the sandbox, says that it is made, waits for its release and becomes the program. What goes wrong before
 /// is told to the launcher; after it, there is only the container's own output to tell it.
-pub(super) fn live(request: &Request<'_>, words: &OwnedFd, gate: &OwnedFd, spent: Spent) -> ! {
-    let Request { plan, way_out, .. } = *request;
-    let id = request.start.id.as_str();
+pub(super) fn live(given: &Given<'_>, spent: Spent) -> ! {
+    let Given {
+        start,
+        plan,
+        way_out,
+        words,
+        gate,
+        ..
+    } = *given;
+    let id = start.id.as_str();
     let made = furnish(plan, way_out, spent).and_then(|ready| {
         let Ready {
             program,

@@ -4,6 +4,7 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
+    path::Path,
     time::Instant,
 };
 
@@ -13,14 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     confined, inside,
     inside::micros,
-    nursery::{Request, Word},
-    plan::Kind,
+    nursery::Word,
+    plan::{Kind, Plan},
 };
 use crate::{
-    cgroup::Groups,
+    cgroup::{Groups, Layout},
     egress, process,
     rootfs::{self, describe},
-    wire,
+    wire::{self, Start},
 };
 
 /// How long parts of making a sandbox took, microseconds.
@@ -35,15 +36,26 @@ pub(crate) struct Spent {
 }
 
 /// What a maker is given by the launcher whose copy it is.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Given<'a> {
-    pub(super) request: Request<'a>,
+    pub(super) start: &'a Start,
+    pub(super) plan: &'a Plan,
+    pub(super) layout: &'a Layout,
+    /// Where the root file system is put together.
+    pub(super) place: &'a Path,
+    /// The user namespace of the instance's range.
+    pub(super) ids: &'a OwnedFd,
+    /// What becomes standard input, output and error.
+    pub(super) files: &'a [OwnedFd],
+    /// The place that is kept for it in the router.
+    pub(super) way_out: Option<egress::Slot>,
     pub(super) words: &'a OwnedFd,
     pub(super) gate: &'a OwnedFd,
 }
 
 /// Never returns. What goes wrong is told to the launcher.
 pub(super) fn run(given: &Given<'_>) -> ! {
-    let id = &given.request.start.id;
+    let id = &given.start.id;
     let why = match make(given) {
         Ok(()) => confined::leave(0),
         Err(why) => why,
@@ -54,8 +66,7 @@ pub(super) fn run(given: &Given<'_>) -> ! {
 
 /// Returns in the maker, with the sandbox's first process born.
 fn make(given: &Given<'_>) -> Result<(), String> {
-    let Given { request, words, gate } = given;
-    let Request {
+    let Given {
         start,
         plan,
         layout,
@@ -63,12 +74,17 @@ fn make(given: &Given<'_>) -> Result<(), String> {
         ids,
         files,
         way_out,
-    } = *request;
+        words,
+        gate,
+    } = *given;
+    let kept = [ids.as_fd(), words.as_fd(), gate.as_fd()];
+    let needs: Vec<_> = files.iter().map(|file| file.as_fd()).chain(kept).collect();
+    process::own_files(&needs).map_err(describe("take files of its own"))?;
     let mut spent = Spent::default();
     for (number, file) in (0..=2).zip(files) {
         process::become_standard(file, number).map_err(describe("connect the output"))?;
     }
-    confined::close_others(&[ids.as_fd(), words.as_fd(), gate.as_fd()]).map_err(describe("close files"))?;
+    confined::close_others(&kept).map_err(describe("close files"))?;
 
     let begin = Instant::now();
     Groups::at(layout, &plan.groups)
@@ -120,7 +136,7 @@ fn make(given: &Given<'_>) -> Result<(), String> {
     // SAFETY: this process has one thread.
     let born = unsafe { process::clone(flags, None) }.map_err(describe("start a process in new namespaces"))?;
     let Some(pid) = born else {
-        inside::live(request, words, gate, spent);
+        inside::live(given, spent);
     };
     let born = Word::Born {
         id: start.id.clone(),

@@ -45,7 +45,7 @@ pub(crate) enum Word {
 }
 
 /// What a sandbox is made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) start: &'a Start,
     pub(crate) plan: &'a Plan,
@@ -55,7 +55,7 @@ pub(crate) struct Request<'a> {
     /// The user namespace of the instance's range.
     pub(crate) ids: &'a OwnedFd,
     /// What becomes standard input, output and error.
-    pub(crate) files: &'a [OwnedFd],
+    pub(crate) files: Vec<OwnedFd>,
     /// The place that is kept for it in the router.
     pub(crate) way_out: Option<egress::Slot>,
 }
@@ -80,6 +80,8 @@ struct Making {
     first: Option<Pid>,
     network: Option<(OwnedFd, Spent)>,
     gate: OwnedFd,
+    /// Open under these numbers until the maker has files of its own.
+    _lent: Vec<OwnedFd>,
     /// What was said of its failure.
     why: Option<String>,
 }
@@ -131,28 +133,44 @@ impl Nursery {
     /// Starts the maker of one sandbox.
     pub(crate) fn make(&mut self, request: Request<'_>) -> Result<(), String> {
         let Request {
-            start, plan, layout, ..
+            start,
+            plan,
+            layout,
+            place,
+            ids,
+            files: mut lent,
+            way_out,
         } = request;
         let group = Groups::at(layout, &plan.groups)
             .make_first(&plan.limits)
             .map_err(describe("make the instance's control group"))?;
         let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
         let (gate, waiting) = pair.map_err(|error| describe("make a socket")(error.into()))?;
-        // SAFETY: the launcher has one thread.
-        let born = unsafe { process::clone(0, group.as_ref().map(OwnedFd::as_fd)) };
+        let told = |error: rustix::io::Errno| describe("open a namespace")(error.into());
+        let ids = rustix::io::fcntl_dupfd_cloexec(ids, 3).map_err(told)?;
+        // SAFETY: the launcher has one thread. The files that the child shares with it are open until it has its own.
+        let born = unsafe { process::clone(libc::CLONE_FILES, group.as_ref().map(OwnedFd::as_fd)) };
         let Some(maker) = born.map_err(describe("start a process"))? else {
             maker::run(&Given {
-                request,
+                start,
+                plan,
+                layout,
+                place,
+                ids: &ids,
+                files: &lent,
+                way_out,
                 words: &self.theirs,
                 gate: &waiting,
             })
         };
+        lent.extend([ids, waiting]);
         let making = Making {
             maker,
             maker_lives: true,
             first: None,
             network: None,
             gate,
+            _lent: lent,
             why: None,
         };
         self.making.insert(start.id.clone(), making);
@@ -282,6 +300,7 @@ mod tests {
             first: None,
             network: None,
             gate: rustix::io::dup(&nursery.ours).expect("a file"),
+            _lent: Vec::new(),
             why: None,
         };
         nursery.making.insert("a".to_owned(), making);
