@@ -138,6 +138,11 @@ impl<'f> Object<'f> {
         self.fields.contains_key(field)
     }
 
+    /// The names of the fields that are left.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.fields.keys().cloned().collect()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.fields.values().all(is_empty)
     }

@@ -2,16 +2,19 @@
 //!
 //! Here lives everything that names a Google path, a JSON field, an annotation or an error code: the Run Admin API v1
 //! (Knative-shaped documents), IAM on services, the serviceusage and project answers that gcloud asks for, the OAuth token endpoint,
-//! and the HTTP face of the image registry. It is one crate because they share one dispatch by host name, one check of
+//! the HTTP face of the image registry, and Artifact Registry over it. It is one crate because they share one dispatch by host name, one check of
 //! the caller and one form of error.
 //!
 //! What enters is a request with the host it was meant for; it is decoded to `model`, with every broken rule named by
 //! the path of its field. What leaves is an answer encoded from what the store holds. The API decides nothing about what
 //! runs and waits for nothing but the store and the image content: whoever makes a deploy happen is woken by the store.
 
+mod artifact_registry;
+mod collect;
 mod decisions;
 mod document;
 mod error;
+mod operations;
 mod page;
 mod projects;
 mod query;
@@ -22,5 +25,6 @@ mod selector;
 mod service_usage;
 mod surface;
 
+pub use operations::Operations;
 pub use reply::{Body, BoxError};
-pub use surface::{About, Decisions, Surface, answer};
+pub use surface::{About, Decisions, Held, Surface, answer};

@@ -2,18 +2,19 @@
 //!
 //! It answers at `REGION-docker.pkg.dev` (and every other `*.pkg.dev`), and at the API port itself. On the API port,
 //! repositories are those of the default region's host: `127.0.0.1:8787/my-project/repo/app` is
-//! `us-central1-docker.pkg.dev/my-project/repo/app`. Callers show an access token, by Basic (as docker's credential
-//! helper of gcloud does) or Bearer; they may read everything and write below their project.
+//! `us-central1-docker.pkg.dev/my-project/repo/app`. Callers show who they are ([`admission`]); they may read everything
+//! and write below their project.
 //!
 //! Uploads are written through to the disk as they arrive, and downloads read from it piece by piece.
 
+mod admission;
 mod blob;
+mod referrers;
 mod refusal;
 mod upload;
 
 use std::time::Duration;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
@@ -22,10 +23,10 @@ use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use crate::{
-    document::short,
+    artifact_registry,
     registry::refusal::Refusal,
     reply::{self, Body},
-    surface::{Surface, check},
+    surface::Surface,
 };
 
 /// One call, as path and method spell it.
@@ -33,7 +34,10 @@ use crate::{
 enum Call {
     /// `GET /v2/`: is this a registry, and am I known to it?
     Ping,
+    /// `/v2/token`: where clients exchange what they log in with.
+    Token,
     Tags(String),
+    Referrers(String, String),
     Manifest(String, String),
     Blob(String, String),
     BeginUpload(String),
@@ -46,6 +50,9 @@ fn parse(path: &str) -> Option<Call> {
     if rest.is_empty() || rest == "/" {
         return Some(Call::Ping);
     }
+    if rest == "/token" {
+        return Some(Call::Token);
+    }
     let parts: Vec<&str> = rest.strip_prefix('/')?.split('/').collect();
     let name = |parts: &[&str]| parts.join("/");
     Some(match parts.as_slice() {
@@ -54,6 +61,7 @@ fn parse(path: &str) -> Option<Call> {
         }
         [of @ .., "blobs", "uploads", id] if !of.is_empty() => Call::Upload(name(of), (*id).to_owned()),
         [of @ .., "tags", "list"] if !of.is_empty() => Call::Tags(name(of)),
+        [of @ .., "referrers", digest] if !of.is_empty() => Call::Referrers(name(of), (*digest).to_owned()),
         [of @ .., "manifests", version] if !of.is_empty() => Call::Manifest(name(of), (*version).to_owned()),
         [of @ .., "blobs", digest] if !of.is_empty() => Call::Blob(name(of), (*digest).to_owned()),
         _ => return None,
@@ -62,10 +70,18 @@ fn parse(path: &str) -> Option<Call> {
 
 /// Answers a request to the registry that is known as `host`.
 pub(crate) async fn answer(surface: &Surface, host: &str, request: Request<Body>) -> Response<Body> {
+    let challenge = admission::challenge(host, &request);
+    let is_head = request.method() == Method::HEAD;
     let mut response = match serve(surface, host, request).await {
         Ok(response) => response,
         Err(refused) => refused.response(),
     };
+    if response.status() == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    if is_head {
+        *response.body_mut() = reply::empty();
+    }
     let version = HeaderValue::from_static("registry/2.0");
     response
         .headers_mut()
@@ -74,12 +90,16 @@ pub(crate) async fn answer(surface: &Surface, host: &str, request: Request<Body>
 }
 
 async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<Response<Body>, Refusal> {
-    admit(surface, &request)?;
     let (head, body) = request.into_parts();
     let path = percent_decode_str(head.uri.path())
         .decode_utf8()
         .map_err(|_| Refusal::unsupported(&head))?;
-    let call = parse(&path).ok_or_else(|| Refusal::unsupported(&head))?;
+    let call = parse(&path);
+    if call == Some(Call::Token) {
+        return admission::token(surface, &head, body).await;
+    }
+    admission::admit(surface, &head)?;
+    let call = call.ok_or_else(|| Refusal::unsupported(&head))?;
     let images = &surface.images;
     let named = |name: &str| Repository::new(host, name).map_err(|error| Refusal::name(&error));
     let reads = matches!(head.method, Method::GET | Method::HEAD);
@@ -103,9 +123,23 @@ async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<
                 _ => Err(Refusal::unsupported(&head)),
             }
         }
-        Call::Blob(name, digest) if reads => {
-            named(&name)?;
-            blob::read(images, digest.parse().map_err(|error| Refusal::digest(&error))?, &head).await
+        Call::Referrers(name, subject) if head.method == Method::GET => {
+            let subject = subject.parse().map_err(|error| Refusal::digest(&error))?;
+            referrers::list(images, named(&name)?, subject, &head).await
+        }
+        Call::Blob(name, digest) => {
+            let repository = named(&name)?;
+            let digest = digest.parse().map_err(|error| Refusal::digest(&error))?;
+            match head.method {
+                Method::GET | Method::HEAD => blob::read(images, digest, &head).await,
+                Method::DELETE => {
+                    writable(surface, &repository)?;
+                    let held = (surface.held)().ok_or_else(Refusal::unavailable)?;
+                    images.delete_blob(&digest, held).await?;
+                    Ok(accepted())
+                }
+                _ => Err(Refusal::unsupported(&head)),
+            }
         }
         Call::BeginUpload(name) if head.method == Method::POST => {
             let repository = named(&name)?;
@@ -117,46 +151,9 @@ async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<
             writable(surface, &repository)?;
             upload::answer(images, &repository, id.parse()?, &head, body).await
         }
-        Call::Ping | Call::Tags(_) | Call::Blob(..) | Call::BeginUpload(_) => Err(Refusal::unsupported(&head)),
-    }
-}
-
-/// Lets in whoever shows an access token of this Homerun.
-fn admit(surface: &Surface, request: &Request<Body>) -> Result<(), Refusal> {
-    let value = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok());
-    let Some((scheme, rest)) = value.and_then(|value| value.split_once(' ')) else {
-        return Err(Refusal::unauthorized(
-            "an access token is required: log in as oauth2accesstoken".to_owned(),
-        ));
-    };
-    let token = if scheme.eq_ignore_ascii_case("bearer") {
-        rest.trim().to_owned()
-    } else if scheme.eq_ignore_ascii_case("basic") {
-        let decoded = STANDARD
-            .decode(rest.trim())
-            .ok()
-            .and_then(|bytes| String::from_utf8(bytes).ok());
-        match decoded.as_deref().and_then(|pair| pair.split_once(':')) {
-            Some(("_dcgcloud_token" | "oauth2accesstoken", token)) => token.to_owned(),
-            Some((user, _)) => {
-                return Err(Refusal::unauthorized(format!(
-                    "user \"{}\" is not known: log in as oauth2accesstoken with an access token",
-                    short(user)
-                )));
-            }
-            None => return Err(Refusal::unauthorized("the Basic credentials cannot be read".to_owned())),
+        Call::Ping | Call::Token | Call::Tags(_) | Call::Referrers(..) | Call::BeginUpload(_) => {
+            Err(Refusal::unsupported(&head))
         }
-    } else {
-        return Err(Refusal::unauthorized("only Basic and Bearer are accepted".to_owned()));
-    };
-    match check(surface, &token) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Refusal::unauthorized(format!(
-            "the access token is not accepted: {error}"
-        ))),
     }
 }
 
@@ -233,11 +230,17 @@ async fn put_manifest(
         }
         content.extend_from_slice(&data);
     }
+    artifact_registry::ensure(surface, repository)
+        .await
+        .map_err(|error| Refusal::repository(&error))?;
     let digest = surface.images.put_manifest(repository, version, kind, &content).await?;
-    Ok(created(
-        &format!("/v2/{}/manifests/{digest}", repository.path()),
-        &digest,
-    ))
+    let mut response = created(&format!("/v2/{}/manifests/{digest}", repository.path()), &digest);
+    // Tells the client that the registry keeps the list of referrers, so that it need not.
+    if let Some(subject) = image::subject_of(&content) {
+        let value = HeaderValue::from_str(&subject.to_string()).expect("a digest is plain ASCII");
+        response.headers_mut().insert("oci-subject", value);
+    }
+    Ok(response)
 }
 
 async fn tags(surface: &Surface, repository: Repository, head: &Parts) -> Result<Response<Body>, Refusal> {
@@ -332,6 +335,12 @@ mod tests {
             ("/v2/a/b/blobs/sha256:00", Some(Call::Blob(s("a/b"), s("sha256:00")))),
             ("/v2/a/b/blobs/uploads/", Some(Call::BeginUpload(s("a/b")))),
             ("/v2/a/b/blobs/uploads/12", Some(Call::Upload(s("a/b"), s("12")))),
+            ("/v2/token", Some(Call::Token)),
+            (
+                "/v2/a/b/referrers/sha256:00",
+                Some(Call::Referrers(s("a/b"), s("sha256:00"))),
+            ),
+            ("/v2/referrers/sha256:00", None),
             ("/v2/blobs/uploads/", None),
             ("/v2/_catalog", None),
             ("/v2/a", None),

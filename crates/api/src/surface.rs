@@ -1,19 +1,20 @@
 //! From a host to the API that answers there, and who is asking.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use identity::{Caller, Keys, TokenError};
-use image::Images;
+use image::{Digest, Images};
 use model::{Entry, Region, ScalingDecision, ServiceKey, Site, Timestamp};
 use serde_json::{Value, json};
 use store::Store;
 
 use crate::{
-    decisions, document,
+    artifact_registry, collect, decisions, document,
     error::{Code, Error},
+    operations::Operations,
     projects, registry,
     reply::{self, Body, BoxError},
     run, service_usage,
@@ -21,6 +22,9 @@ use crate::{
 
 /// What was decided on the instances of a service lately, newest first. Must not block.
 pub type Decisions = Box<dyn Fn(&ServiceKey) -> Vec<ScalingDecision> + Send + Sync>;
+
+/// The digests of images that somebody runs.
+pub type Held = Box<dyn Fn() -> Option<BTreeSet<Digest>> + Send + Sync>;
 
 /// All that the APIs stand on. Made once, shared by every request.
 pub struct Surface {
@@ -34,6 +38,10 @@ pub struct Surface {
     pub journal: Box<dyn Fn(Entry) + Send + Sync>,
     /// What was decided on the instances of a service lately, newest first.
     pub decisions: Decisions,
+    /// The digests that revisions and instances hold; None when that cannot be told. Must not block.
+    pub held: Held,
+    /// Those that clients may still ask for.
+    pub operations: Operations,
     pub about: About,
 }
 
@@ -81,6 +89,7 @@ enum Api {
     /// With the region of calls whose path names none.
     Run(Region),
     ServiceUsage,
+    ArtifactRegistry,
     /// `cloudresourcemanager.googleapis.com`.
     Projects,
     /// `oauth2.googleapis.com` and the other hosts of Google's sign-in.
@@ -100,6 +109,7 @@ fn api_of(host: &str, site: &Site) -> Api {
     match host {
         "run.googleapis.com" => Api::Run(site.region.clone()),
         "serviceusage.googleapis.com" => Api::ServiceUsage,
+        "artifactregistry.googleapis.com" => Api::ArtifactRegistry,
         "cloudresourcemanager.googleapis.com" => Api::Projects,
         "oauth2.googleapis.com" | "accounts.google.com" | "www.googleapis.com" => Api::Oauth,
         _ => {
@@ -139,6 +149,12 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
             let of = format!("{}-docker.pkg.dev", surface.site.region);
             return registry::answer(surface, &of, request).await;
         }
+        Api::Plain if path == "/homerun/v1/images:collect" && request.method() == Method::POST => {
+            match caller(surface, &request) {
+                Ok(_) => collect::answer(surface, request).await,
+                Err(refused) => Err(refused),
+            }
+        }
         Api::Plain => plain(surface, host, &request),
         Api::Oauth => oauth(surface, host, request).await,
         Api::Run(region) => match caller(surface, &request) {
@@ -147,6 +163,10 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
         },
         Api::ServiceUsage => match caller(surface, &request) {
             Ok(_) => service_usage::answer(surface, host, request).await,
+            Err(refused) => Err(refused),
+        },
+        Api::ArtifactRegistry => match caller(surface, &request) {
+            Ok(_) => artifact_registry::answer(surface, host, request).await,
             Err(refused) => Err(refused),
         },
         Api::Projects => match caller(surface, &request) {

@@ -1,4 +1,5 @@
-//! `images import`: an OCI image layout, as a directory or a tar of one, pushed to the registry of a Homerun.
+//! `images import`: an OCI image layout, as a directory or a tar of one, or an archive of `docker save`, pushed to the
+//! registry of a Homerun.
 //!
 //! The layout is read, never unpacked: blobs are sent from where they lie, those that the registry has already are not
 //! sent. The registry checks every digest; nothing here needs to.
@@ -12,6 +13,7 @@ use serde_json::Value;
 use ureq::http::Method;
 
 use crate::call::{Content, Server, escape};
+use crate::docker_archive::{self, Members};
 use crate::error::Refusal;
 use crate::words::{Global, Import};
 use crate::{Error, Outside};
@@ -70,11 +72,22 @@ enum Layout {
     Archive {
         path: PathBuf,
         members: BTreeMap<String, (u64, u64)>,
+        /// Of an archive of docker's: the image that is meant, and the manifest made for it.
+        docker: Option<Made>,
     },
 }
 
+/// What an archive of docker's lacks.
+#[derive(Debug)]
+struct Made {
+    descriptor: Value,
+    /// Its place and its text.
+    manifest: (String, String),
+}
+
 impl Layout {
-    fn open(path: &Path) -> Result<Self, Error> {
+    /// `tag` tells which image is meant where docker saved several.
+    fn open(path: &Path, tag: &str) -> Result<Self, Error> {
         let failed = |source| Error::File {
             path: path.to_owned(),
             source,
@@ -92,19 +105,45 @@ impl Layout {
         }
         file.rewind().map_err(failed)?;
         let mut archive = tar::Archive::new(file);
-        let mut members = BTreeMap::new();
+        let (mut files, mut links) = (BTreeMap::new(), BTreeMap::new());
         for entry in archive.entries_with_seek().map_err(failed)? {
             let entry = entry.map_err(failed)?;
+            let name = entry.path().map_err(failed)?.display().to_string();
+            let name = name.trim_start_matches("./").to_owned();
             if entry.header().entry_type().is_file() {
-                let name = entry.path().map_err(failed)?.display().to_string();
-                let name = name.trim_start_matches("./").to_owned();
-                members.insert(name, (entry.raw_file_position(), entry.size()));
+                files.insert(name, (entry.raw_file_position(), entry.size()));
+            } else if let Some(target) = entry.link_name().map_err(failed)? {
+                links.insert(name, target.display().to_string());
             }
         }
-        Ok(Self::Archive {
+        let is_docker = files.contains_key("manifest.json") && !files.contains_key("index.json");
+        let mut layout = Self::Archive {
             path: path.to_owned(),
-            members,
-        })
+            members: files.clone(),
+            docker: None,
+        };
+        if is_docker {
+            let wrong = |why: String| Error::Failed(format!("{}: {why}", path.display()));
+            let chosen = docker_archive::choose(&layout.text("manifest.json")?, tag).map_err(wrong)?;
+            let config = layout.text(chosen.config())?;
+            let image = chosen.image(&config, &Members { files, links }).map_err(wrong)?;
+            layout = Self::Archive {
+                path: path.to_owned(),
+                members: image
+                    .blobs
+                    .into_iter()
+                    .map(|(digest, place)| Ok((blob(&digest)?, place)))
+                    .collect::<Result<_, Error>>()?,
+                docker: Some(Made {
+                    manifest: (
+                        blob(image.descriptor["digest"].as_str().unwrap_or_default())?,
+                        image.manifest,
+                    ),
+                    descriptor: image.descriptor,
+                }),
+            };
+        }
+        Ok(layout)
     }
 
     fn path(&self) -> &Path {
@@ -125,7 +164,12 @@ impl Layout {
                 let length = file.metadata().map_err(failed)?.len();
                 Ok((Box::new(file), length))
             }
-            Self::Archive { path, members } => {
+            Self::Archive { docker: Some(made), .. } if made.manifest.0 == name => {
+                let text = made.manifest.1.clone().into_bytes();
+                let length = text.len() as u64;
+                Ok((Box::new(io::Cursor::new(text)), length))
+            }
+            Self::Archive { path, members, .. } => {
                 let (offset, length) = members
                     .get(name)
                     .copied()
@@ -162,11 +206,14 @@ impl Layout {
 
     /// The descriptor of the image that is meant: the only one, or the one named as the tag.
     fn image(&self, tag: &str) -> Result<Value, Error> {
+        if let Self::Archive { docker: Some(made), .. } = self {
+            return Ok(made.descriptor.clone());
+        }
         let index = self.json("index.json").map_err(|error| {
             if matches!(&error, Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound) {
                 Error::Failed(format!(
-                    "{} is no OCI image layout: it has no index.json (an archive of `docker save` becomes one by \
-                     `skopeo copy docker-archive:FILE oci:DIRECTORY`)",
+                    "{} is neither an OCI image layout nor an archive of `docker save`: it has no index.json and no \
+                     manifest.json",
                     self.path().display()
                 ))
             } else {
@@ -211,7 +258,7 @@ fn blob(digest: &str) -> Result<String, Error> {
 
 pub(crate) fn run(outside: &mut Outside<'_>, global: &Global, import: &Import) -> Result<(), Error> {
     let name = Name::parse(&import.image).map_err(Error::Usage)?;
-    let layout = Layout::open(&import.layout)?;
+    let layout = Layout::open(&import.layout, &name.reference)?;
     let image = layout.image(&name.reference)?;
     let server = Server::find(outside, global)?;
     let push = Push {

@@ -6,8 +6,11 @@
 //! leaves is text on the two streams and an exit code: 0 done, 1 failed, 2 words not understood. Results go to `out`;
 //! progress, questions, errors and the closing sentence go to `err`, as gcloud does, so that `--format` can be piped.
 
+mod artifact;
 mod call;
 mod change;
+mod collect;
+mod docker_archive;
 mod enable;
 mod error;
 mod flag;
@@ -111,6 +114,9 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
         Word::Services(Apis::List { listing, .. }) => enable::list(outside, &order, listing),
         Word::Config(config) => property::run(outside, global, config),
         Word::Auth(auth) => token::run(outside, global, auth),
+        Word::Artifacts(artifacts) => artifact::run(outside, &order, artifacts),
+        Word::Images(Images::List(listing)) => artifact::docker::everywhere(outside, &order, listing),
+        Word::Images(Images::Collect { older_than }) => collect::run(outside, &order, *older_than),
         Word::Images(Images::Import(import)) => import::run(outside, global, import),
         Word::Env(env) => surroundings::env(outside, global, env),
         Word::Gcloud(gcloud) => surroundings::gcloud(outside, global, gcloud),

@@ -6,6 +6,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::artifact::Artifacts;
 use crate::flag::{self, List, Pairs, Percents};
 use crate::not_served;
 use crate::settings::{self, Settings};
@@ -69,6 +70,9 @@ pub(crate) enum Word {
     /// Tokens of the owner
     #[command(subcommand)]
     Auth(Auth),
+    /// Repositories of images, and what they hold
+    #[command(subcommand)]
+    Artifacts(Artifacts),
     /// Container images
     #[command(subcommand)]
     Images(Images),
@@ -190,13 +194,21 @@ pub(crate) enum Auth {
 #[derive(Debug, Subcommand)]
 #[command(arg_required_else_help = true)]
 pub(crate) enum Images {
-    /// Push an OCI layout (a directory or a tar of one) to the registry
+    /// List all images of all repositories
+    List(Listing),
+    /// Push an OCI layout (a directory or a tar of one) or an archive of `docker save` to the registry
     Import(Import),
+    /// Remove image content now that nothing needs any more
+    Collect {
+        /// Content that was wanted within this time stays, such as 24h or 10m; a push that runs may need it
+        #[arg(long, value_parser = flag::duration, value_name = "TIME", default_value = "24h")]
+        older_than: u64,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Directory or tar file in the OCI image layout
+    /// Directory or tar file in the OCI image layout, or file of `docker save`
     pub(crate) layout: std::path::PathBuf,
     /// Full name, such as us-central1-docker.pkg.dev/my-project/docker-repo/my-api:v1
     pub(crate) image: String,
@@ -400,6 +412,7 @@ pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Ear
         | Word::Services(_)
         | Word::Config(_)
         | Word::Auth(_)
+        | Word::Artifacts(_)
         | Word::Images(_)
         | Word::Env(_)
         | Word::Trust(_) => {}

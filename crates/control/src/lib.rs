@@ -10,6 +10,7 @@
 //! endpoints to the ingress. It never sees HTTP.
 
 mod decisions;
+pub mod garbage;
 mod pull;
 mod revision;
 mod route;

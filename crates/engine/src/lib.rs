@@ -53,7 +53,7 @@ mod watched;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
@@ -347,6 +347,13 @@ impl Engine {
     /// Every instance that was started and not forgotten.
     pub fn observe(&self) -> watch::Receiver<Arc<Observed>> {
         self.inner.board.subscribe()
+    }
+
+    /// The images of every instance that was started and not forgotten, as their digests: their layers are mounted.
+    pub fn images(&self) -> BTreeSet<String> {
+        let entries = self.inner.entries.read().expect("no panic while held");
+        let containers = entries.values().flat_map(|entry| entry.spec.containers());
+        containers.map(|container| container.image.clone()).collect()
     }
 
     /// A non-blocking socket inside the instance's network whose connection to the instance's port has been started.

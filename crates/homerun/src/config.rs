@@ -62,6 +62,9 @@ pub(crate) struct Flags {
     /// [default: gen2]
     #[arg(long, env = "HOMERUN_DEFAULT_EXECUTION_ENVIRONMENT", value_name = "GENERATION", value_parser = generation)]
     default_execution_environment: Option<Sandbox>,
+    /// Most bytes that the registry's blobs may have together, such as 10GiB; refused beyond [default: no bound]
+    #[arg(long, env = "HOMERUN_REGISTRY_QUOTA", value_name = "SIZE", value_parser = size)]
+    registry_quota: Option<u64>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -85,6 +88,7 @@ struct File {
     egress: Option<String>,
     runtime: Option<String>,
     default_execution_environment: Option<String>,
+    registry_quota: Option<String>,
 }
 
 /// What is in force.
@@ -104,6 +108,8 @@ pub(crate) struct Config {
     pub(crate) egress: Egress,
     pub(crate) runtime: engine::Maker,
     pub(crate) default_execution_environment: Sandbox,
+    /// Bytes; None is no bound.
+    pub(crate) registry_quota: Option<u64>,
 }
 
 impl Config {
@@ -147,6 +153,12 @@ impl Config {
             .map(generation)
             .transpose()
             .map_err(told("default-execution-environment"))?;
+        let file_quota = file
+            .registry_quota
+            .as_deref()
+            .map(size)
+            .transpose()
+            .map_err(told("registry-quota"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -181,6 +193,7 @@ impl Config {
                 .default_execution_environment
                 .or(file_generation)
                 .unwrap_or(Sandbox::Gen2),
+            registry_quota: flags.registry_quota.or(file_quota),
         })
     }
 }
@@ -218,6 +231,23 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(wrong()),
     };
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// Bytes: a whole number with an optional unit.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is not a size, such as 500MiB, 10GiB or 1000000");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let bytes: u64 = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "TiB" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(bytes).ok_or_else(wrong)
 }
 
 fn scheme(text: &str) -> Result<Scheme, String> {
@@ -332,6 +362,21 @@ mod tests {
         for text in ["", "s", "1d", "-1s", "99999999999999999999h", "18446744073709551615h"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [("7", 7), ("500MiB", 500 << 20), ("10GiB", 10 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GiB", "1.5GiB", "-1", "10GB", "99999999TiB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+        assert_eq!(
+            of(&["--registry-quota", "1GiB"]).expect("a quota").registry_quota,
+            Some(1 << 30)
+        );
+        assert_eq!(of(&[]).expect("none").registry_quota, None);
     }
 
     #[test]

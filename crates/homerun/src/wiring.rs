@@ -55,6 +55,8 @@ pub(crate) struct Homerun {
     door: JoinHandle<door::Drained>,
     stop_control: oneshot::Sender<()>,
     control: JoinHandle<()>,
+    stop_cleaning: oneshot::Sender<()>,
+    cleaning: JoinHandle<()>,
     /// Following routes and endpoints, and writing down lines: end by themselves when their senders are gone.
     followers: Vec<JoinHandle<()>>,
     /// The ports once more, for the next one.
@@ -85,6 +87,8 @@ impl Homerun {
         image::hello::install(&images, HELLO)
             .await
             .context("cannot store the hello image")?;
+        // The built-in image is stored in any case.
+        images.set_quota(config.registry_quota);
 
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let (sockets, busy) = if let Some(Inheritance { sockets, busy }) = inheritance {
@@ -199,6 +203,23 @@ impl Homerun {
         });
         let store_of_control = store.clone();
         let decisions = control.decisions();
+        let held = {
+            let (store, engine) = (store.clone(), Arc::downgrade(&engine));
+            // Weak, so that the end of the process finds nobody holding the engine.
+            move || {
+                let engine = engine.upgrade()?;
+                Some(control::garbage::held(&store, &engine))
+            }
+        };
+        let (stop_cleaning, cleaning_stopped) = oneshot::channel::<()>();
+        let cleaning = tokio::spawn(control::garbage::keep_clean(
+            images.clone(),
+            store.clone(),
+            site.project.clone(),
+            crate::now,
+            held.clone(),
+            async move { drop(cleaning_stopped.await) },
+        ));
         let surface = Arc::new(api::Surface {
             store,
             images,
@@ -210,6 +231,8 @@ impl Homerun {
                 Box::new(move |entry| journal.write(&entry))
             },
             decisions: Box::new(move |service| decisions.of_service(service)),
+            held: Box::new(held),
+            operations: api::Operations::default(),
             about: api::About {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 data_dir: data_dir.clone(),
@@ -264,6 +287,8 @@ impl Homerun {
             door,
             stop_control,
             control,
+            stop_cleaning,
+            cleaning,
             followers,
             sockets,
             kept,
@@ -282,7 +307,10 @@ impl Homerun {
         if cut > 0 {
             tracing::warn!(connections = cut, "cut off at the deadline");
         }
-        drop(self.stop_control);
+        drop((self.stop_control, self.stop_cleaning));
+        if let Err(error) = self.cleaning.await {
+            tracing::error!(%error, "the collection of image content broke off");
+        }
         if let Err(error) = self.control.await {
             tracing::error!(%error, "control broke off");
         }

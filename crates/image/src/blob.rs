@@ -5,14 +5,17 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
 use crate::digest::{Digest, Digester};
 use crate::disk::{Disk, is_absent};
+use crate::quota::Reserved;
 use crate::{Error, Images, blocking};
 
 /// Largest single blob in bytes: 16 GiB.
@@ -85,14 +88,17 @@ pub(crate) struct BlobWriter {
     file: NamedTempFile,
     digester: Digester,
     length: u64,
+    /// What it takes of the quota.
+    reserved: Reserved,
 }
 
 impl BlobWriter {
-    pub(crate) fn new(disk: &Disk) -> Result<BlobWriter, Error> {
+    pub(crate) fn new(images: &Images) -> Result<BlobWriter, Error> {
         Ok(BlobWriter {
-            file: disk.temp_file()?,
+            file: images.shared.disk.temp_file()?,
             digester: Digester::default(),
             length: 0,
+            reserved: images.shared.quota.reserve(),
         })
     }
 
@@ -104,6 +110,7 @@ impl BlobWriter {
                 limit: MAX_BLOB_BYTES,
             });
         }
+        self.reserved.grow_to(length)?;
         // At a position, so that bytes of a write that failed half way are overwritten by the next attempt.
         let file = self.file.as_file();
         file.write_all_at(bytes, self.length)
@@ -113,7 +120,7 @@ impl BlobWriter {
         Ok(())
     }
 
-    pub(crate) fn finish(self, disk: &Disk, expected: Digest) -> Result<(), Error> {
+    pub(crate) fn finish(self, images: &Images, expected: Digest) -> Result<(), Error> {
         let actual = self.digester.finish();
         if actual != expected {
             return Err(Error::DigestMismatch { expected, actual });
@@ -122,7 +129,7 @@ impl BlobWriter {
             .as_file()
             .set_len(self.length)
             .map_err(Error::io("cut", self.file.path()))?;
-        Disk::publish(self.file, &disk.blob(&expected))
+        images.publish_blob(self.file, &expected, self.reserved)
     }
 }
 
@@ -137,6 +144,36 @@ impl Images {
         };
         let length = file.metadata().map_err(Error::io("stat", &path))?.len();
         Ok(BlobRead { file, length })
+    }
+
+    /// The length in bytes of a stored blob, and a mark on it that it is wanted now: whoever is told that it is here
+    /// has as long as the collector's age to name it by a manifest. `None` if it is not stored. Blocks on the disk.
+    pub fn claim_blob(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let _kept = self.shared.kept();
+        self.claim(digest)
+    }
+
+    /// The same for whoever holds the lock already.
+    pub(crate) fn claim(&self, digest: &Digest) -> Result<Option<u64>, Error> {
+        let path = self.shared.disk.blob(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(Error::io("open", &path)(error)),
+        };
+        mark(&file, &path)?;
+        Ok(Some(file.metadata().map_err(Error::io("stat", &path))?.len()))
+    }
+
+    /// Gives a verified temporary file its name, as wanted now. One that is there already is replaced by its equal.
+    pub(crate) fn publish_blob(&self, file: NamedTempFile, digest: &Digest, reserved: Reserved) -> Result<(), Error> {
+        let path = self.shared.disk.blob(digest);
+        mark(file.as_file(), &path)?;
+        let _kept = self.shared.kept();
+        if Disk::publish_new(file, &path)? {
+            reserved.keep();
+        }
+        Ok(())
     }
 
     /// The length in bytes of a stored blob; `None` if it is not stored.
@@ -174,8 +211,10 @@ impl Images {
     /// Stores a blob given as a whole. Blocks on the disk.
     pub(crate) fn put_small_blob(&self, content: &[u8]) -> Result<Digest, Error> {
         let digest = Digest::of(content);
-        if self.blob_length(&digest)?.is_none() {
-            self.shared.disk.write(&self.shared.disk.blob(&digest), content)?;
+        if self.claim_blob(&digest)?.is_none() {
+            let mut writer = BlobWriter::new(self)?;
+            writer.append(content)?;
+            writer.finish(self, digest)?;
         }
         Ok(digest)
     }
@@ -184,21 +223,21 @@ impl Images {
     pub async fn put_blob(&self, expected: Digest, content: Bytes) -> Result<(), Error> {
         let images = self.clone();
         blocking(move || {
-            let mut writer = BlobWriter::new(&images.shared.disk)?;
+            let mut writer = BlobWriter::new(&images)?;
             writer.append(&content)?;
-            writer.finish(&images.shared.disk, expected)
+            writer.finish(&images, expected)
         })
         .await
     }
 
     /// Stores what a reader yields, whose digest must be `expected`. Blocks on the disk.
     pub(crate) fn copy_blob(&self, expected: Digest, from: &mut dyn Read, name: &std::path::Path) -> Result<(), Error> {
-        let mut writer = BlobWriter::new(&self.shared.disk)?;
+        let mut writer = BlobWriter::new(self)?;
         let mut buffer = vec![0; 256 << 10];
         loop {
             let length = from.read(&mut buffer).map_err(Error::io("read", name))?;
             if length == 0 {
-                return writer.finish(&self.shared.disk, expected);
+                return writer.finish(self, expected);
             }
             writer.append(&buffer[..length])?;
         }
@@ -209,7 +248,7 @@ impl Images {
         let images = self.clone();
         blocking(move || {
             let upload = UploadId::draw()?;
-            let writer = Arc::new(Mutex::new(Some(BlobWriter::new(&images.shared.disk)?)));
+            let writer = Arc::new(Mutex::new(Some(BlobWriter::new(&images)?)));
             let mut uploads = images.uploads();
             if uploads.len() >= MAX_UPLOADS
                 && let Some(oldest) = uploads
@@ -271,7 +310,7 @@ impl Images {
         blocking(move || {
             // A chunk still being written is waited for; one that comes later finds nothing.
             let writer = lock(&taken.writer).take().ok_or(Error::UploadUnknown { upload })?;
-            writer.finish(&images.shared.disk, expected)
+            writer.finish(&images, expected)
         })
         .await
     }
@@ -299,6 +338,11 @@ impl Images {
     fn uploads(&self) -> MutexGuard<'_, std::collections::HashMap<UploadId, Upload>> {
         self.shared.uploads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Notes when content was last wanted, in the time of its file's change.
+pub(crate) fn mark(file: &File, path: &Path) -> Result<(), Error> {
+    file.set_modified(SystemTime::now()).map_err(Error::io("mark", path))
 }
 
 fn next_touch(uploads: &std::collections::HashMap<UploadId, Upload>) -> u64 {

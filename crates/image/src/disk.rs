@@ -35,7 +35,7 @@ impl Disk {
         Ok(disk)
     }
 
-    fn blobs(&self) -> PathBuf {
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.root.join("blobs/sha256")
     }
 
@@ -80,6 +80,19 @@ impl Disk {
         self.tags(repository).join(tag.as_str())
     }
 
+    /// Who refers to `subject` in a repository.
+    pub(crate) fn referrers(&self, repository: &Repository, subject: &Digest) -> PathBuf {
+        self.repository(repository).join("_referrers").join(subject.hex())
+    }
+
+    /// The bytes of all blobs together.
+    pub(crate) fn stored(&self) -> Result<u64, Error> {
+        let blobs = self.blobs();
+        let entries = fs::read_dir(&blobs).map_err(Error::io("list", &blobs))?;
+        let lengths = entries.map(|entry| entry?.metadata().map(|metadata| metadata.len()));
+        lengths.sum::<io::Result<u64>>().map_err(Error::io("list", &blobs))
+    }
+
     /// A file in `tmp` that is gone when dropped.
     pub(crate) fn temp_file(&self) -> Result<NamedTempFile, Error> {
         NamedTempFile::new_in(self.tmp()).map_err(Error::io("create a file in", &self.tmp()))
@@ -99,6 +112,23 @@ impl Disk {
             .map_err(|error| error.error)
             .map_err(Error::io("write", path))?;
         sync_dir(parent)
+    }
+
+    /// The same, and answers whether the name is new. Of two at a time exactly one is told so.
+    pub(crate) fn publish_new(file: NamedTempFile, path: &Path) -> Result<bool, Error> {
+        file.as_file().sync_all().map_err(Error::io("write", path))?;
+        match file.persist_noclobber(path) {
+            Ok(_) => {
+                sync_dir(path.parent().expect("every path of the store has a parent"))?;
+                Ok(true)
+            }
+            // Replaced all the same: should the old one have rotted, this mends it.
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                Disk::publish(error.file, path)?;
+                Ok(false)
+            }
+            Err(error) => Err(Error::io("write", path)(error.error)),
+        }
     }
 
     /// Writes a small file as a whole.

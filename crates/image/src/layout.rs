@@ -264,7 +264,7 @@ impl Layout {
                         digest,
                         source: Box::new(source),
                     };
-                    if self.images.blob_length(&digest).map_err(store)?.is_none() {
+                    if self.images.claim_blob(&digest).map_err(store)?.is_none() {
                         self.images.copy_blob(digest, &mut entry, &self.path).map_err(store)?;
                     }
                 }
@@ -321,7 +321,7 @@ impl Layout {
 
     /// Makes sure that a blob is stored. An archive's blobs are already.
     fn blob(&self, digest: &Digest, source: Option<&Path>) -> Result<(), Error> {
-        if self.images.blob_length(digest)?.is_some() {
+        if self.images.claim_blob(digest)?.is_some() {
             return Ok(());
         }
         let unknown = Error::BlobUnknown { digest: *digest };

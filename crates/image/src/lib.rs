@@ -14,10 +14,12 @@
 //! layers/<diff id>/root, implied.json         unpacked layers (mode 0700 above them: they hold setuid files)
 //! repositories/<host>/<path>/_manifests/<hex> which manifests a repository holds, with their media type
 //! repositories/<host>/<path>/_tags/<tag>      the digest a tag points at
+//! repositories/<host>/<path>/_referrers/<subject hex>/<hex>  which manifests speak about which
 //! tmp/                                        uploads and unpacking under way
 //! ```
 
 mod blob;
+mod collect;
 mod digest;
 mod disk;
 mod flight;
@@ -26,31 +28,37 @@ mod layout;
 mod manifest;
 mod merged;
 mod pull;
+mod quota;
 mod reference;
+mod referrer;
 mod repository;
 mod resolve;
 mod unpack;
 mod user;
+mod version;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::Semaphore;
 
 pub use crate::blob::{BlobRead, MAX_BLOB_BYTES, MAX_UPLOADS, UploadId};
+pub use crate::collect::Collected;
 pub use crate::digest::{Digest, DigestError};
 pub use crate::layout::{Imported, LayoutError};
 pub use crate::manifest::{ImageConfig, ManifestError, Platform, machine_architecture, media_type};
 pub use crate::reference::{Reference, ReferenceError, Repository, Tag, Version};
+pub use crate::referrer::{Referrer, subject_of};
 pub use crate::repository::{MAX_MANIFEST_BYTES, StoredManifest};
 pub use crate::resolve::{ResolveError, ResolvedImage, is_own_host};
 pub use crate::unpack::{
     EnsureError, EntryError, MAX_LAYER_BYTES, MAX_LAYER_ENTRIES, MAX_LAYERS, MAX_OWNER, UnpackError, Unpacked,
 };
 pub use crate::user::{User, UserError, user};
+pub use crate::version::StoredVersion;
 
 /// The image store of one data directory. Cheap to clone; all clones share the same uploads and the same flights.
 #[derive(Clone, Debug)]
@@ -69,6 +77,19 @@ struct Shared {
     /// How many blobs are pulled at a time, over all images.
     pulling: Arc<Semaphore>,
     layers_unpacked: AtomicU64,
+    quota: Arc<quota::Quota>,
+    /// Read by whoever says that content is here or gives it a name, and marks it as wanted meanwhile; written by
+    /// whoever removes one piece after a last look at that mark.
+    kept: RwLock<()>,
+    /// One collection at a time.
+    collecting: Mutex<()>,
+}
+
+impl Shared {
+    /// Nothing is removed while this lives. Not to be held over an await, nor twice by one thread.
+    fn kept(&self) -> RwLockReadGuard<'_, ()> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How many blobs are pulled from other registries at a time.
@@ -89,17 +110,33 @@ impl Images {
         let unpackers = std::thread::available_parallelism()
             .map_or(1, std::num::NonZero::get)
             .min(4);
+        let disk = disk::Disk::open(dir)?;
+        let quota = Arc::new(quota::Quota::new(disk.stored()?));
         Ok(Images {
             shared: Arc::new(Shared {
-                disk: disk::Disk::open(dir)?,
+                disk,
                 docker_config,
                 uploads: Mutex::new(HashMap::new()),
                 flights: flight::Flights::default(),
                 unpacking: Arc::new(Semaphore::new(unpackers)),
                 pulling: Arc::new(Semaphore::new(PULLS)),
                 layers_unpacked: AtomicU64::new(0),
+                quota,
+                kept: RwLock::new(()),
+                collecting: Mutex::new(()),
             }),
         })
+    }
+
+    /// Bounds the bytes of all blobs, uploads under way included; `None` is no bound. Unpacked layers do not count.
+    /// What is stored already stays, whatever the bound.
+    pub fn set_quota(&self, bytes: Option<u64>) {
+        self.shared.quota.set(bytes);
+    }
+
+    /// The bytes of all blobs, uploads under way included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.shared.quota.used()
     }
 
     /// How many layers were unpacked since the store was opened.
@@ -138,6 +175,13 @@ pub enum Error {
     UploadOffset { upload: UploadId, expected: u64, got: u64 },
     #[error("{what} is larger than {limit} bytes")]
     TooLarge { what: &'static str, limit: u64 },
+    #[error(
+        "the image store holds {used} bytes, and its quota of {quota} bytes has no room for {more} more: delete images \
+         and run `homerun images collect`, or raise --registry-quota"
+    )]
+    Quota { quota: u64, used: u64, more: u64 },
+    #[error("blob {digest} is in use: an image or a revision holds it")]
+    BlobHeld { digest: Digest },
     #[error("cannot draw a random upload id")]
     Random(#[source] getrandom::Error),
 }

@@ -122,6 +122,11 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
+    /// Whether it points at a manifest, by its type.
+    pub(crate) fn is_manifest(&self) -> bool {
+        media_type::MANIFESTS.contains(&self.media_type.as_str())
+    }
+
     /// Content that its publisher does not let registries keep; it may be absent from ours.
     pub(crate) fn is_foreign(&self) -> bool {
         self.media_type.contains(".nondistributable.") || self.media_type.contains(".foreign.")
@@ -133,6 +138,21 @@ pub(crate) struct ImageManifest {
     pub(crate) config: Descriptor,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) layers: Vec<Descriptor>,
+}
+
+/// What a manifest of either kind says beside its content (OCI image specification 1.1).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Remarks {
+    /// The manifest that this one speaks about: a signature's or a bill of materials' image.
+    #[serde(default)]
+    pub(crate) subject: Option<Descriptor>,
+    #[serde(default)]
+    pub(crate) artifact_type: Option<String>,
+    #[serde(default)]
+    pub(crate) config: Option<Descriptor>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -19,7 +19,7 @@ use tokio::io::AsyncWrite;
 use tokio::task::JoinSet;
 
 use crate::digest::Digest;
-use crate::disk::{Disk, is_absent};
+use crate::disk::is_absent;
 use crate::flight::Work;
 use crate::manifest::{ConfigBlob, Descriptor, ImageManifest, Manifest, ManifestError, media_type};
 use crate::reference::{Reference, Version};
@@ -208,14 +208,21 @@ impl Source {
             .acquire()
             .await
             .expect("the semaphore lives as long as the store and is never closed");
-        if self.images.blob_length(&digest).map_err(store)?.is_some() {
+        let images = self.images.clone();
+        if blocking(move || images.claim_blob(&digest))
+            .await
+            .map_err(store)?
+            .is_some()
+        {
             return Ok(());
         }
-        let images = self.images.clone();
-        let (temp, file) = blocking(move || {
+        let (images, size) = (self.images.clone(), descriptor.size);
+        let (temp, file, reserved) = blocking(move || {
+            let mut reserved = images.shared.quota.reserve();
+            reserved.grow_to(size)?;
             let temp = images.shared.disk.temp_file()?;
             let file = temp.as_file().try_clone().map_err(Error::io("open", temp.path()))?;
-            Ok((temp, file))
+            Ok((temp, file, reserved))
         })
         .await
         .map_err(store)?;
@@ -235,8 +242,10 @@ impl Source {
             });
         }
         pulled.map_err(|error| refusal(&self.asked, error))?;
-        let path = self.images.shared.disk.blob(&digest);
-        blocking(move || Disk::publish(temp, &path)).await.map_err(store)
+        let images = self.images.clone();
+        blocking(move || images.publish_blob(temp, &digest, reserved))
+            .await
+            .map_err(store)
     }
 
     fn cannot_run(&self, source: ManifestError) -> ResolveError {

@@ -3,8 +3,9 @@
 
 use crate::digest::Digest;
 use crate::disk::Disk;
-use crate::manifest::{ConfigBlob, Descriptor, ImageManifest, Manifest, ManifestError};
+use crate::manifest::{ConfigBlob, ImageManifest, Manifest, ManifestError};
 use crate::reference::{Reference, Repository, Tag, Version};
+use crate::referrer::subject_of;
 use crate::resolve::ResolvedImage;
 use crate::{Error, Images, blocking};
 
@@ -70,7 +71,7 @@ impl Images {
                         if !Disk::names(&dir.join(name))?.is_empty() {
                             found.extend(Repository::new(&host, &path));
                         }
-                    } else if name != "_tags" {
+                    } else if !name.starts_with('_') {
                         open.push(if path.is_empty() {
                             name
                         } else {
@@ -144,27 +145,65 @@ impl Images {
                 actual: digest,
             });
         }
-        let must: Vec<&Descriptor> = match &manifest {
-            Manifest::Image(image) => std::iter::once(&image.config).chain(&image.layers).collect(),
-            Manifest::Index(index) => match completeness {
-                Completeness::All => index.manifests.iter().collect(),
-                Completeness::OneOfIndex => Vec::new(),
-            },
-        };
-        for descriptor in must {
-            if !descriptor.is_foreign() && self.blob_length(&descriptor.digest)?.is_none() {
-                return Err(Error::ReferenceMissing {
-                    digest: descriptor.digest,
-                });
-            }
-        }
         self.put_small_blob(content)?;
         let disk = &self.shared.disk;
-        disk.write(&disk.manifest(repository, &digest), media_type.as_bytes())?;
+        // From the look at what must be there to the name that holds it nothing is removed.
+        let _kept = self.shared.kept();
+        self.claim(&digest)?.ok_or(Error::ReferenceMissing { digest })?;
+        let completeness = match manifest {
+            Manifest::Image(_) => Completeness::All,
+            Manifest::Index(_) => completeness,
+        };
+        self.claim_named(&manifest, completeness, MAX_INDEX_DEPTH)?;
+        if let Some(subject) = subject_of(content) {
+            let place = disk.referrers(repository, &subject);
+            disk.write(&place.join(digest.hex()), b"")?;
+        }
+        let link = disk.manifest(repository, &digest);
+        // The time of this file is when the manifest came: pushed once more it is as old as before.
+        if Disk::read(&link)?.as_deref() != Some(media_type.as_bytes()) {
+            disk.write(&link, media_type.as_bytes())?;
+        }
         if let Version::Tag(tag) = version {
             disk.write(&disk.tag(repository, tag), digest.to_string().as_bytes())?;
         }
         Ok(digest)
+    }
+
+    /// Marks all that a manifest names as wanted, through its inner manifests too. Whoever calls holds the lock.
+    ///
+    /// # Errors
+    /// [`Error::ReferenceMissing`] where something is not stored that must be.
+    fn claim_named(&self, manifest: &Manifest, completeness: Completeness, deeper: usize) -> Result<(), Error> {
+        let index = match manifest {
+            Manifest::Image(image) => {
+                for part in std::iter::once(&image.config).chain(&image.layers) {
+                    let digest = part.digest;
+                    if self.claim(&digest)?.is_none() && !part.is_foreign() && completeness == Completeness::All {
+                        return Err(Error::ReferenceMissing { digest });
+                    }
+                }
+                return Ok(());
+            }
+            Manifest::Index(index) => index,
+        };
+        for entry in &index.manifests {
+            let digest = entry.digest;
+            if self.claim(&digest)?.is_none() {
+                if completeness == Completeness::All {
+                    return Err(Error::ReferenceMissing { digest });
+                }
+                continue;
+            }
+            if entry.is_manifest() {
+                let Some(deeper) = deeper.checked_sub(1) else {
+                    return Err(ManifestError::IndexDepth { digest }.into());
+                };
+                let content = self.small_blob(&digest, "manifest", MAX_MANIFEST_BYTES)?;
+                self.claim_named(&Manifest::read(&content, None)?.0, completeness, deeper)?;
+            }
+        }
+        Ok(())
     }
 
     /// Points a tag at a manifest that the repository already holds. Blocks on the disk.
@@ -189,6 +228,7 @@ impl Images {
                             Disk::remove(&disk.tag(&repository, &tag))?;
                         }
                     }
+                    images.forget_referrer(&repository, digest)?;
                     Disk::remove(&disk.manifest(&repository, digest))?
                 }
             };
@@ -225,8 +265,15 @@ impl Images {
 
     /// What a stored reference resolves to. Blocks on the disk.
     pub(crate) fn resolve_stored(&self, reference: &Reference) -> Result<ResolvedImage, Error> {
+        // Held until all of it is marked: what is resolved can be unpacked, even if its tag goes away meanwhile.
+        let _kept = self.shared.kept();
         let stored = self.manifest(reference.repository(), &reference.version())?;
         let chosen = self.choose(&stored.digest)?;
+        self.claim(&stored.digest)?;
+        self.claim(&chosen.digest)?;
+        for part in std::iter::once(&chosen.manifest.config).chain(&chosen.manifest.layers) {
+            self.claim(&part.digest)?;
+        }
         Ok(ResolvedImage {
             reference: reference.clone(),
             digest: stored.digest,

@@ -88,6 +88,8 @@ impl ResolveError {
             | Error::UploadUnknown { .. }
             | Error::UploadOffset { .. }
             | Error::TooLarge { .. }
+            | Error::Quota { .. }
+            | Error::BlobHeld { .. }
             | Error::Random(_)) => ResolveError::Store { reference, source },
         }
     }

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 pub use self::entry::EntryError;
 pub use crate::manifest::MAX_LAYERS;
 
+pub(crate) use self::attributes::correction;
 use self::entry::Layer;
 use crate::digest::{Digest, Digester};
 use crate::disk::sync_dir;
@@ -145,7 +146,8 @@ impl Images {
 
     async fn ensure_layer(&self, layer: Descriptor, diff_id: Digest) -> Result<(), UnpackError> {
         let place = self.shared.disk.layer(&diff_id);
-        if place.is_dir() {
+        let (images, wanted) = (self.clone(), place.clone());
+        if blocking(move || images.claim_layer(&wanted)).await? {
             return Ok(());
         }
         let turn = self.shared.flights.turn(Work::Unpack(diff_id)).await;
@@ -155,16 +157,30 @@ impl Images {
             .expect("the semaphore lives as long as the store and is never closed");
         let images = self.clone();
         blocking(move || {
-            let done = if place.is_dir() {
-                Ok(())
-            } else {
-                images.unpack(&layer, diff_id, &place, Limits::default())
-            };
+            let done = images
+                .claim_layer(&place)
+                .map_err(UnpackError::Store)
+                .and_then(|there| {
+                    if there {
+                        return Ok(());
+                    }
+                    images.unpack(&layer, diff_id, &place, Limits::default())
+                });
             // Held until here even if the caller is gone: the same layer is never unpacked twice at a time.
             drop((turn, permit));
             done
         })
         .await
+    }
+
+    /// Whether a layer is unpacked, and a mark on it that it is wanted now. Blocks on the disk.
+    fn claim_layer(&self, place: &Path) -> Result<bool, Error> {
+        let _kept = self.shared.kept();
+        match fs::File::open(place) {
+            Ok(dir) => crate::blob::mark(&dir, place).map(|()| true),
+            Err(error) if crate::disk::is_absent(&error) => Ok(false),
+            Err(error) => Err(Error::io("open", place)(error)),
+        }
     }
 
     /// Unpacks one stored layer to its place.
@@ -244,7 +260,7 @@ impl Images {
 
 /// Overlayfs takes no directory twice. Of a layer that occurs again the uppermost place decides: all it adds and removes
 /// it adds and removes there.
-fn without_repetition(diff_ids: &[Digest]) -> Vec<Digest> {
+pub(crate) fn without_repetition(diff_ids: &[Digest]) -> Vec<Digest> {
     let mut kept = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids.iter().rev() {
         if !kept.contains(diff_id) {

@@ -8,6 +8,8 @@
 //! What enters is plain text and numbers, parsed once at the edge; what leaves is a value that holds, or an error
 //! that names the rule. No I/O, no clock, no chance, no HTTP: those are arguments or live elsewhere.
 
+mod artifact;
+mod bucket;
 mod condition;
 mod container;
 mod decision;
@@ -29,6 +31,11 @@ mod traffic;
 mod violation;
 mod volume;
 
+pub use artifact::{
+    ArtifactRepository, CleanupCondition, CleanupPolicy, ImageVersion, MAX_CLEANUP_POLICIES, RepositoryKey, TagState,
+    cleaned_up,
+};
+pub use bucket::Bucket;
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
 pub use container::{Container, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
 pub use decision::{DecisionKind, ScalingDecision};
@@ -38,7 +45,10 @@ pub use instance::{
     Activity, ContainerSpec, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
     Usage, bare_digest,
 };
-pub use name::{NameError, ProjectId, ProjectNumber, Region, RevisionName, ServiceName, Tag, data_dir_id, url_hash};
+pub use name::{
+    BucketName, NameError, ProjectId, ProjectNumber, Region, RepositoryName, RevisionName, ServiceName, Tag,
+    data_dir_id, url_hash,
+};
 pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
 pub use record::{Entry, LogLine, RequestRecord, Severity, StartRecord, Stream};

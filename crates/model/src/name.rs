@@ -144,6 +144,37 @@ name!(
     |text| is_label(text, 40)
 );
 
+name!(
+    /// A repository of images (Artifact Registry).
+    RepositoryName,
+    "repository name",
+    "1 to 63 lowercase letters, digits and hyphens; must begin with a letter and may not end with a hyphen",
+    |text| is_label(text, 63)
+);
+
+name!(
+    /// A bucket of Cloud Storage: 3 to 63 characters, or up to 222 with dots and at most 63 between two of them. It may
+    /// be a directory's name: no `..`, no separator.
+    BucketName,
+    "bucket name",
+    "3 to 63 lowercase letters, digits, hyphens, underscores and dots; must begin and end with a letter or digit, with no two dots in a row, not like an IP address, and without \"goog\" at its start or \"google\" in it",
+    is_bucket
+);
+
+fn is_bucket(text: &str) -> bool {
+    let is_end = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    let longest = if text.contains('.') { 222 } else { 63 };
+    (3..=longest).contains(&bytes.len())
+        && bytes.iter().all(|b| is_end(b) || b"-_.".contains(b))
+        && text.split('.').all(|part| (1..=63).contains(&part.len()))
+        && bytes.first().is_some_and(is_end)
+        && bytes.last().is_some_and(is_end)
+        && text.parse::<std::net::Ipv4Addr>().is_err()
+        && !text.starts_with("goog")
+        && !text.contains("google")
+}
+
 impl RevisionName {
     /// `SERVICE-NNNNN-xyz`: the name Cloud Run makes. `suffix` is chance, chosen by the caller.
     pub fn numbered(service: &ServiceName, template_generation: u64, suffix: [char; 3]) -> Self {
@@ -250,6 +281,35 @@ impl Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buckets() {
+        for good in [
+            "abc",
+            "run-sources-my-project-us-central1",
+            "a.b.c",
+            "0_1-2",
+            &"a".repeat(63),
+        ] {
+            BucketName::parse(good).expect(good);
+        }
+        for bad in [
+            "ab",
+            "Abc",
+            "-abc",
+            "abc-",
+            "a..b",
+            "..",
+            "a/b",
+            "127.0.0.1",
+            "googly",
+            "mygoogle",
+            &"a".repeat(64),
+            ".ab",
+        ] {
+            assert!(BucketName::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn service_names() {

@@ -37,6 +37,7 @@ const STEPS: &[&str] = &[
 ",
     STEP_2,
     STEP_3,
+    STEP_4,
 ];
 
 /// Version 2: several containers, probes of every kind, bounds of a whole service.
@@ -71,6 +72,20 @@ const STEP_2: &str = "
 /// Version 3: the digests of the sidecars' images.
 const STEP_3: &str = "
     UPDATE revisions SET body = json_set(body, '$.sidecar_digests', json('[]'));
+";
+
+/// Version 4: repositories of images, and buckets.
+const STEP_4: &str = "
+    CREATE TABLE repositories (
+        location TEXT NOT NULL,
+        name TEXT NOT NULL,
+        body TEXT NOT NULL,
+        PRIMARY KEY (location, name)
+    ) STRICT;
+    CREATE TABLE buckets (
+        name TEXT NOT NULL PRIMARY KEY,
+        body TEXT NOT NULL
+    ) STRICT;
 ";
 
 /// Opens or makes the database and brings it to today's schema. Readable by its owner only; `SQLite` gives the files
@@ -164,6 +179,8 @@ pub(crate) fn load(connection: &Connection, file: &Path) -> Result<Snapshot, Ope
     let version = number(connection, "version").map_err(database)?;
     let services: Vec<Arc<model::Service>> = bodies(connection, file, "service", "services")?;
     let revisions: Vec<Arc<model::Revision>> = bodies(connection, file, "revision", "revisions")?;
+    let repositories: Vec<Arc<model::ArtifactRepository>> = bodies(connection, file, "repository", "repositories")?;
+    let buckets: Vec<Arc<model::Bucket>> = bodies(connection, file, "bucket", "buckets")?;
     Ok(Snapshot {
         version: version.unsigned_abs(),
         services: services
@@ -174,6 +191,14 @@ pub(crate) fn load(connection: &Connection, file: &Path) -> Result<Snapshot, Ope
             .into_iter()
             .map(|revision| (revision.key.clone(), revision))
             .collect::<BTreeMap<_, _>>(),
+        repositories: repositories
+            .into_iter()
+            .map(|repository| (repository.key.clone(), repository))
+            .collect(),
+        buckets: buckets
+            .into_iter()
+            .map(|bucket| (bucket.name.clone(), bucket))
+            .collect(),
     })
 }
 

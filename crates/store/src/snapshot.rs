@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use model::{Revision, RevisionKey, RevisionName, Service, ServiceKey};
+use model::{
+    ArtifactRepository, Bucket, BucketName, RepositoryKey, Revision, RevisionKey, RevisionName, Service, ServiceKey,
+};
 
 /// `version` grows with every transaction that wrote something, across restarts too; 0 is a store never written to.
 #[derive(Debug, Clone, Default)]
@@ -10,6 +12,8 @@ pub struct Snapshot {
     pub version: u64,
     pub services: BTreeMap<ServiceKey, Arc<Service>>,
     pub revisions: BTreeMap<RevisionKey, Arc<Revision>>,
+    pub repositories: BTreeMap<RepositoryKey, Arc<ArtifactRepository>>,
+    pub buckets: BTreeMap<BucketName, Arc<Bucket>>,
 }
 
 impl Snapshot {

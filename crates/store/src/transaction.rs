@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Revision, RevisionKey, Service, ServiceKey};
+use model::{ArtifactRepository, Bucket, BucketName, RepositoryKey, Revision, RevisionKey, Service, ServiceKey};
 
 use crate::{Snapshot, snapshot::revisions_under};
 
@@ -13,6 +13,10 @@ pub(crate) enum Change {
     DeleteService(ServiceKey),
     PutRevision(Arc<Revision>),
     DeleteRevision(RevisionKey),
+    PutRepository(Arc<ArtifactRepository>),
+    DeleteRepository(RepositoryKey),
+    PutBucket(Arc<Bucket>),
+    DeleteBucket(BucketName),
 }
 
 /// Handed to the work by [`crate::Store::transact`]. Nothing else is written meanwhile, so what the work reads here
@@ -79,6 +83,38 @@ impl Transaction {
         if self.now.revisions.contains_key(key) {
             self.writable().revisions.remove(key);
             self.changes.push(Change::DeleteRevision(key.clone()));
+        }
+    }
+
+    /// Writes the repository whole.
+    pub fn put_repository(&mut self, repository: ArtifactRepository) {
+        let repository = Arc::new(repository);
+        self.writable()
+            .repositories
+            .insert(repository.key.clone(), repository.clone());
+        self.changes.push(Change::PutRepository(repository));
+    }
+
+    /// Removes the repository. One that is not there: no change.
+    pub fn delete_repository(&mut self, key: &RepositoryKey) {
+        if self.now.repositories.contains_key(key) {
+            self.writable().repositories.remove(key);
+            self.changes.push(Change::DeleteRepository(key.clone()));
+        }
+    }
+
+    /// Writes the bucket whole.
+    pub fn put_bucket(&mut self, bucket: Bucket) {
+        let bucket = Arc::new(bucket);
+        self.writable().buckets.insert(bucket.name.clone(), bucket.clone());
+        self.changes.push(Change::PutBucket(bucket));
+    }
+
+    /// Removes the bucket. One that is not there: no change.
+    pub fn delete_bucket(&mut self, name: &BucketName) {
+        if self.now.buckets.contains_key(name) {
+            self.writable().buckets.remove(name);
+            self.changes.push(Change::DeleteBucket(name.clone()));
         }
     }
 

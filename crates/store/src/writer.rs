@@ -292,6 +292,29 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                     key.name.as_str()
                 ])?;
         }
+        Change::PutRepository(repository) => {
+            let body = serde_json::to_string(&**repository).expect(json);
+            let (location, name) = (repository.key.location.as_str(), repository.key.name.as_str());
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO repositories VALUES (?1, ?2, ?3)")?
+                .execute(params![location, name, body])?;
+        }
+        Change::DeleteRepository(key) => {
+            connection
+                .prepare_cached("DELETE FROM repositories WHERE location = ?1 AND name = ?2")?
+                .execute(params![key.location.as_str(), key.name.as_str()])?;
+        }
+        Change::PutBucket(bucket) => {
+            let body = serde_json::to_string(&**bucket).expect(json);
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO buckets VALUES (?1, ?2)")?
+                .execute(params![bucket.name.as_str(), body])?;
+        }
+        Change::DeleteBucket(name) => {
+            connection
+                .prepare_cached("DELETE FROM buckets WHERE name = ?1")?
+                .execute([name.as_str()])?;
+        }
     }
     Ok(())
 }

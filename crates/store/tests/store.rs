@@ -13,24 +13,30 @@ use std::{
 };
 
 use homerun_store::{OpenError, Store, TransactError, Transaction};
-use model::{Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceName};
+use model::{ArtifactRepository, Bucket, Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceName};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-/// What schema version 3 keeps, every field and every variant of it.
-const GOLDEN: &str = include_str!("golden/v3.json");
+/// What schema version 4 keeps, every field and every variant of it.
+const GOLDEN: &str = include_str!("golden/v4.json");
 
 /// The golden files of earlier versions.
-const EARLIER: [&str; 2] = [include_str!("golden/v1.json"), include_str!("golden/v2.json")];
+const EARLIER: [&str; 3] = [
+    include_str!("golden/v1.json"),
+    include_str!("golden/v2.json"),
+    include_str!("golden/v3.json"),
+];
 
 #[derive(Deserialize, Serialize)]
 struct Golden {
     services: Vec<Service>,
     revisions: Vec<Revision>,
+    repositories: Vec<ArtifactRepository>,
+    buckets: Vec<Bucket>,
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(GOLDEN).expect("the stored form of version 3 is still read")
+    serde_json::from_str(GOLDEN).expect("the stored form of version 4 is still read")
 }
 
 fn service(name: &str) -> Service {
@@ -125,6 +131,38 @@ async fn deletes_survive_reopen_and_take_the_revisions() {
     assert_eq!(names, ["us-central1/s-b"]);
     let names: Vec<String> = snapshot.revisions.keys().map(ToString::to_string).collect();
     assert_eq!(names, ["us-central1/s-b-00002-abc"]);
+}
+
+#[tokio::test]
+async fn repositories_and_buckets_survive_reopen_and_deletes_do() {
+    let dir = dir();
+    let store = Store::open(dir.path()).expect("a new store");
+    let golden = golden();
+    let (repositories, buckets) = (golden.repositories.clone(), golden.buckets.clone());
+    write(&store, move |tx| {
+        golden.repositories.into_iter().for_each(|r| tx.put_repository(r));
+        golden.buckets.into_iter().for_each(|b| tx.put_bucket(b));
+    })
+    .await
+    .expect("written");
+    drop(store);
+    let store = Store::open(dir.path()).expect("the same store");
+    let snapshot = store.snapshot();
+    for repository in &repositories {
+        assert_eq!(snapshot.repositories[&repository.key].as_ref(), repository);
+    }
+    assert_eq!(snapshot.buckets.len(), buckets.len());
+    let (key, name) = (repositories[0].key.clone(), buckets[0].name.clone());
+    write(&store, move |tx| {
+        tx.delete_repository(&key);
+        tx.delete_bucket(&name);
+    })
+    .await
+    .expect("written");
+    drop(store);
+    let snapshot = Store::open(dir.path()).expect("the same store").snapshot();
+    assert_eq!(snapshot.repositories.len(), repositories.len() - 1);
+    assert!(!snapshot.buckets.contains_key(&buckets[0].name));
 }
 
 #[tokio::test]
@@ -437,6 +475,8 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     write(&store, move |tx| {
         golden.services.into_iter().for_each(|s| tx.put_service(s));
         golden.revisions.into_iter().for_each(|r| tx.put_revision(r));
+        golden.repositories.into_iter().for_each(|r| tx.put_repository(r));
+        golden.buckets.into_iter().for_each(|b| tx.put_bucket(b));
     })
     .await
     .expect("written");
@@ -445,7 +485,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     let schema: i64 = database
         .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
         .expect("there");
-    assert_eq!(schema, 3, "a new version needs its own golden file");
+    assert_eq!(schema, 4, "a new version needs its own golden file");
     let bodies = |table: &str| -> Vec<serde_json::Value> {
         let mut rows = database
             .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
@@ -455,7 +495,12 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
             .map(|body| serde_json::from_str(&body.expect("text")).expect("JSON"))
             .collect()
     };
-    let kept = serde_json::json!({ "services": bodies("services"), "revisions": bodies("revisions") });
+    let kept = serde_json::json!({
+        "services": bodies("services"),
+        "revisions": bodies("revisions"),
+        "repositories": bodies("repositories"),
+        "buckets": bodies("buckets"),
+    });
     assert_eq!(
         serde_json::to_string_pretty(&kept).expect("plain data") + "\n",
         GOLDEN,
@@ -494,6 +539,9 @@ async fn earlier_versions_are_brought_forward() {
                 .execute("INSERT INTO revisions VALUES (?1, ?2, ?3, ?4)", row)
                 .expect("inserted");
         }
+        database
+            .execute_batch("DROP TABLE repositories; DROP TABLE buckets;")
+            .expect("tables of version 4");
         database
             .execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [version])
             .expect("an older version");
@@ -558,7 +606,7 @@ async fn a_damaged_database_is_refused_by_name() {
     );
     let error = at("UPDATE meta SET value = 99 WHERE name = 'schema'");
     let text = error.to_string();
-    assert!(text.contains("99") && text.contains("up to 3"), "{text}");
+    assert!(text.contains("99") && text.contains("up to 4"), "{text}");
     let error = at("PRAGMA application_id = 7");
     assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
 }

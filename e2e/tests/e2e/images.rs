@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use homerun_e2e::{Layout, User};
+use homerun_e2e::{Client, Layout, User};
 
 const REPOSITORY: &str = "us-central1-docker.pkg.dev/my-project/e2e";
 
@@ -57,6 +57,59 @@ fn skopeo_pushes_and_pulls() {
     ));
     let url = user.deploy("door", &format!("--image={REPOSITORY}/door:v1"));
     assert_eq!(user.get(&format!("{url}/name")), "pushed");
+    user.leaves();
+}
+
+/// As docker's clients log in: by gcloud's credential helper, by a key file once for all, and not without.
+#[test]
+fn clients_log_in_as_at_google() {
+    let mut user = User::with(&[], Client::Google);
+    let layout = user.layout("helped");
+    let dir = layout.dir.display();
+    let door = format!("docker://{REPOSITORY}/helped:v1");
+    user.ok("door() { HTTPS_PROXY=http://$HOMERUN_API NO_PROXY= SSL_CERT_FILE=$DATA_DIR/ca/ca.pem skopeo \"$@\"; }");
+    // The helper is started by skopeo, so gcloud's surroundings are the shell's.
+    user.ok("eval \"$(homerun env)\"");
+    user.ok("gcloud auth configure-docker us-central1-docker.pkg.dev --quiet");
+    user.ok(&format!(
+        "door copy --dest-authfile $HOME/.docker/config.json oci:{dir} {door}"
+    ));
+    user.ok(&format!("door inspect --authfile $HOME/.docker/config.json {door}"));
+    let refused = user.refused(&format!("door inspect --authfile /dev/null --no-creds {door}"));
+    assert!(refused.contains("unauthorized"), "{refused}");
+
+    user.ok(
+        "skopeo login --tls-verify=false --authfile auth.json -u _json_key --password-stdin $HOMERUN_API \
+         < $DATA_DIR/identity/owner-key.json",
+    );
+    let port = "--tls-verify=false --authfile auth.json docker://$HOMERUN_API/my-project/e2e/helped";
+    let tags = user.ok(&format!("skopeo list-tags {port}"));
+    assert!(tags.contains("\"v1\""), "{tags}");
+    let refused = user.refused(
+        "echo '{}' | skopeo login --tls-verify=false --authfile no.json -u _json_key --password-stdin $HOMERUN_API",
+    );
+    assert!(
+        refused.contains("invalid username/password") || refused.contains("unauthorized"),
+        "{refused}"
+    );
+    user.leaves();
+}
+
+/// A registry with a bound says so to whoever pushes, and goes on with what it has.
+#[test]
+fn a_full_registry_refuses_by_name() {
+    let mut user = User::with(&["--registry-quota", "1MiB"], Client::Homerun);
+    let layout = user.layout("large");
+    let dir = layout.dir.display();
+    let push = "skopeo copy --dest-tls-verify=false --dest-creds=oauth2accesstoken:$(gcloud auth print-access-token)";
+    let refused = user.refused(&format!(
+        "{push} oci:{dir} docker://$HOMERUN_API/my-project/e2e/large:v1"
+    ));
+    assert!(refused.contains("quota of 1048576 bytes"), "{refused}");
+    let refused = user.refused(&format!("homerun images import {dir} {REPOSITORY}/large:v1"));
+    assert!(refused.contains("quota of 1048576 bytes"), "{refused}");
+    let url = user.deploy("hello", "--image=$HELLO");
+    assert!(user.get(&url).contains("\"service\":\"hello\""));
     user.leaves();
 }
 

@@ -54,6 +54,7 @@ macro_rules! cases {
 }
 
 cases! {
+    artifacts: artifacts_with_googles_gcloud by Google, artifacts_with_ours by Homerun;
     hello: hello_with_googles_gcloud by Google, hello_with_ours by Homerun;
     tags: tags_with_googles_gcloud by Google, tags_with_ours by Homerun;
     traffic: traffic_with_googles_gcloud by Google, traffic_with_ours by Homerun;

@@ -9,7 +9,15 @@ use crate::reply::{self, Body, FileBody};
 
 pub(super) async fn read(images: &Images, digest: Digest, head: &Parts) -> Result<Response<Body>, Refusal> {
     let images = images.clone();
-    let blob = blocking(move || images.blob(&digest)).await??;
+    // A client that hears of a blob does not push it again: it stays for the manifest that will name it.
+    let is_asked = head.method == Method::HEAD;
+    let blob = blocking(move || {
+        if is_asked {
+            images.claim_blob(&digest)?;
+        }
+        images.blob(&digest)
+    })
+    .await??;
     let length = blob.length;
     let asked = head.headers.get(header::RANGE).and_then(|range| range.to_str().ok());
     let part = match asked.map_or(Asked::Whole, |range| range_of(range, length)) {

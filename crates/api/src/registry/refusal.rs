@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{Response, StatusCode, request::Parts};
 use image::{DigestError, ReferenceError};
 use serde_json::json;
 
 use crate::{
     document::short,
-    error::told,
+    error::{Code, Error, told},
     reply::{self, Body},
 };
 
@@ -47,6 +47,14 @@ impl Refusal {
 
     pub(crate) fn name(error: &ReferenceError) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", error.to_string())
+    }
+
+    /// The repository that an image is pushed into cannot be made.
+    pub(crate) fn repository(error: &Error) -> Self {
+        if error.code == Code::Unavailable {
+            return Self::unavailable();
+        }
+        Self::new(StatusCode::BAD_REQUEST, "NAME_INVALID", error.message.clone())
     }
 
     pub(crate) fn reference(error: &ReferenceError) -> Self {
@@ -113,12 +121,7 @@ impl Refusal {
 
     pub(crate) fn response(&self) -> Response<Body> {
         let errors = json!({ "errors": [{ "code": self.code, "message": self.message }] });
-        let mut response = reply::json(self.status, &errors);
-        if self.status == StatusCode::UNAUTHORIZED {
-            let challenge = HeaderValue::from_static("Basic realm=\"homerun\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-        }
-        response
+        reply::json(self.status, &errors)
     }
 }
 
@@ -134,6 +137,8 @@ impl From<image::Error> for Refusal {
             Error::DigestMismatch { .. } => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
             Error::UploadUnknown { .. } => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             Error::UploadOffset { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
+            // Clients repeat what a 5xx answers; nothing is gained by that here.
+            Error::Quota { .. } | Error::BlobHeld { .. } => (StatusCode::FORBIDDEN, "DENIED"),
             Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
             Error::Io { .. } | Error::Random(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the image store failed");

@@ -5,7 +5,10 @@ use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use image::{Digest, Images, Repository, UploadId};
 
 use super::{Refusal, accepted, blocking, created, put_location};
-use crate::reply::{self, Body};
+use crate::{
+    document::short,
+    reply::{self, Body},
+};
 
 /// How much is gathered before it goes to the disk.
 const PIECE: usize = 512 << 10;
@@ -41,7 +44,7 @@ pub(super) async fn begin(
     if let Some(wanted) = parameter(head, "mount") {
         let wanted: Digest = wanted.parse().map_err(|error| Refusal::digest(&error))?;
         let all = images.clone();
-        if blocking(move || all.blob_length(&wanted)).await??.is_some() {
+        if blocking(move || all.claim_blob(&wanted)).await??.is_some() {
             return Ok(created(&blob_location(repository, &wanted), &wanted));
         }
     }
@@ -93,17 +96,31 @@ pub(super) async fn answer(
     }
 }
 
-/// The first byte's place, by `Content-Range: FIRST-LAST`.
+/// The first byte's place, by `Content-Range: FIRST-LAST`. The chunk must be as long as that says.
 fn start(head: &Parts) -> Result<Option<u64>, Refusal> {
     let Some(value) = head.headers.get(header::CONTENT_RANGE) else {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or_default();
     let range = text.strip_prefix("bytes").unwrap_or(text).trim();
-    let first = range.split_once('-').and_then(|(first, _)| first.trim().parse().ok());
-    first
-        .map(Some)
-        .ok_or_else(|| Refusal::chunk(format!("Content-Range \"{text}\" is not of the form FIRST-LAST")))
+    let range = range.split_once('/').map_or(range, |(range, _)| range);
+    let number = |text: &str| text.trim().parse::<u64>().ok();
+    let places = range.split_once('-').map(|(first, last)| (number(first), number(last)));
+    let Some((Some(first), Some(last))) = places else {
+        return Err(Refusal::chunk(format!(
+            "Content-Range \"{}\" is not of the form FIRST-LAST",
+            short(text)
+        )));
+    };
+    let length = head.headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|length| number(length.to_str().ok()?));
+    if last.checked_sub(first).is_none() || length.is_some_and(|length| length != last - first + 1) {
+        return Err(Refusal::chunk(format!(
+            "Content-Range \"{}\" does not fit the chunk's length",
+            short(text)
+        )));
+    }
+    Ok(Some(first))
 }
 
 /// Writes the body through to the upload. Answers its new length.

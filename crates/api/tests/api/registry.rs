@@ -12,16 +12,16 @@ use serde_json::{Value, json};
 
 use crate::setting::{Setting, read};
 
-const HOST: &str = "us-central1-docker.pkg.dev";
-const APP: &str = "/v2/my-project/repo/app";
+pub(crate) const HOST: &str = "us-central1-docker.pkg.dev";
+pub(crate) const APP: &str = "/v2/my-project/repo/app";
 
-struct Call<'a> {
-    setting: &'a Setting,
-    host: &'a str,
+pub(crate) struct Call<'a> {
+    pub(crate) setting: &'a Setting,
+    pub(crate) host: &'a str,
 }
 
 impl Call<'_> {
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: &str,
         path: &str,
@@ -41,7 +41,13 @@ impl Call<'_> {
         self.setting.send(self.host, request).await
     }
 
-    async fn refused(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> (u16, String) {
+    pub(crate) async fn refused(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> (u16, String) {
         let (status, body) = read(self.send(method, path, headers, body).await).await;
         (
             status,
@@ -50,11 +56,11 @@ impl Call<'_> {
     }
 }
 
-fn header<'r>(response: &'r Response<homerun_api::Body>, name: &str) -> &'r str {
+pub(crate) fn header<'r>(response: &'r Response<homerun_api::Body>, name: &str) -> &'r str {
     response.headers().get(name).expect(name).to_str().expect("text")
 }
 
-async fn bytes(response: Response<homerun_api::Body>) -> Bytes {
+pub(crate) async fn bytes(response: Response<homerun_api::Body>) -> Bytes {
     response.into_body().collect().await.expect("a body").to_bytes()
 }
 
@@ -286,8 +292,8 @@ async fn manifests_and_tags() {
             format!("{APP}/blobs/{}", Digest::of(config)),
             &[],
             b"",
-            405,
-            "UNSUPPORTED",
+            403,
+            "DENIED",
         ),
     ] {
         assert_eq!(
@@ -309,6 +315,9 @@ async fn manifests_and_tags() {
 async fn who_may_come_in() {
     let setting = Setting::new().await;
     let basic = |user: &str, password: &str| format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+    let key = std::fs::read_to_string(setting.surface.keys.owner_key_file()).expect("the owner's key");
+    let foreign = Setting::new().await;
+    let foreign = std::fs::read_to_string(foreign.surface.keys.owner_key_file()).expect("another's key");
     for (value, status) in [
         (None, 401),
         (Some(basic("_dcgcloud_token", &setting.token)), 200),
@@ -318,6 +327,10 @@ async fn who_may_come_in() {
         (Some(basic("oauth2accesstoken", "x")), 401),
         (Some("Basic ???".to_owned()), 401),
         (Some("Digest x".to_owned()), 401),
+        (Some(basic("_json_key", &key)), 200),
+        (Some(basic("_json_key_base64", &STANDARD.encode(&key))), 200),
+        (Some(basic("_json_key", &foreign)), 401),
+        (Some(basic("_json_key", "{}")), 401),
     ] {
         for host in [HOST, "127.0.0.1"] {
             let mut request = Request::get("/v2/");
@@ -330,6 +343,65 @@ async fn who_may_come_in() {
             assert_eq!(header(&response, "docker-distribution-api-version"), "registry/2.0");
             assert_eq!(response.headers().contains_key("www-authenticate"), status == 401);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_challenge_leads_to_a_token() {
+    let setting = Setting::new().await;
+    let basic = |user: &str, password: &str| format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+    let ask = async |host: &str, request: http::request::Builder, body: &str| {
+        let request = request.body(Full::new(Bytes::from(body.to_owned())));
+        setting.send(host, request.expect("a request")).await
+    };
+    for (host, named, realm) in [
+        (HOST, HOST, "https://us-central1-docker.pkg.dev/v2/token"),
+        (
+            HOST,
+            "us-central1-docker.pkg.dev:443",
+            "https://us-central1-docker.pkg.dev/v2/token",
+        ),
+        ("127.0.0.1", "127.0.0.1:8787", "http://127.0.0.1:8787/v2/token"),
+        ("localhost", "localhost:8787", "http://localhost:8787/v2/token"),
+    ] {
+        let refused = ask(host, Request::get("/v2/").header("host", named), "").await;
+        assert_eq!(
+            header(&refused, "www-authenticate"),
+            format!("Bearer realm=\"{realm}\",service=\"{HOST}\"")
+        );
+    }
+    let key = std::fs::read_to_string(setting.surface.keys.owner_key_file()).expect("the owner's key");
+    let form = form_urlencoded::Serializer::new(String::new())
+        .extend_pairs([
+            ("grant_type", "password"),
+            ("username", "_json_key"),
+            ("password", &key),
+        ])
+        .finish();
+    let get =
+        |value: String| Request::get("/v2/token?service=x&scope=repository:a:pull").header("authorization", value);
+    for (request, body) in [
+        (get(basic("oauth2accesstoken", &setting.token)), ""),
+        (get(basic("_json_key", &key)), ""),
+        (Request::post("/v2/token"), form.as_str()),
+    ] {
+        let (status, answer) = read(ask(HOST, request, body).await).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["token"], answer["access_token"]);
+        let token = answer["token"].as_str().expect("a token");
+        let request = Request::get("/v2/").header("authorization", format!("Bearer {token}"));
+        assert_eq!(ask(HOST, request, "").await.status(), 200);
+    }
+    for (request, body) in [
+        (Request::get("/v2/token"), ""),
+        (get(basic("oauth2accesstoken", "x")), ""),
+        (get(basic("_json_key", "x")), ""),
+        (get(format!("Bearer {}", setting.token)), ""),
+        (Request::post("/v2/token"), "grant_type=refresh_token&refresh_token=x"),
+        (Request::post("/v2/token"), ""),
+    ] {
+        let refused = ask(HOST, request, body).await;
+        assert_eq!(refused.status(), 401, "{body}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -38,6 +39,8 @@ pub(crate) struct Setting {
     pub(crate) surface: Arc<Surface>,
     pub(crate) token: String,
     pub(crate) journal: Arc<Mutex<Vec<Entry>>>,
+    /// What revisions would hold.
+    pub(crate) held: Arc<Mutex<BTreeSet<image::Digest>>>,
     _dir: tempfile::TempDir,
 }
 
@@ -51,6 +54,7 @@ impl Setting {
         let keys = Arc::new(Keys::open(&dir.path().join("keys"), "my-project").expect("keys"));
         let journal: Arc<Mutex<Vec<Entry>>> = Arc::default();
         let sink = journal.clone();
+        let held: Arc<Mutex<BTreeSet<image::Digest>>> = Arc::default();
         let surface = Arc::new(Surface {
             store: store::Store::open(dir.path()).expect("a store"),
             images: image::Images::open_with_docker_config(&dir.path().join("images"), None).expect("images"),
@@ -66,6 +70,11 @@ impl Setting {
             now,
             journal: Box::new(move |entry| sink.lock().expect("no panic before").push(entry)),
             decisions: Box::new(|key| vec![decision(key)]),
+            held: {
+                let held = held.clone();
+                Box::new(move || Some(held.lock().expect("no panic before").clone()))
+            },
+            operations: api::Operations::default(),
             about: About {
                 version: "0.1.0".to_owned(),
                 data_dir: "/var/lib/homerun".into(),
@@ -78,6 +87,7 @@ impl Setting {
             surface,
             token: String::new(),
             journal,
+            held,
             _dir: dir,
         };
         setting.token = setting.token().await;

@@ -1,6 +1,6 @@
 //! What has nothing to do with services: tokens, defaults, pointing other clients here, import.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cloud::{self, Cloud, Seat};
 
@@ -193,6 +193,47 @@ fn a_layout_is_pushed_from_a_directory_and_from_a_tar() {
             again.err
         );
     }
+    // The same by `docker save`: no manifest of its own, the older layer a link, names that tell the digests.
+    let layer = std::fs::read(dir.join(format!("blobs/{}", blobs[1].replace(':', "/")))).expect("the layer");
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"diff_ids":["{}"]}}}}"#,
+        blobs[1]
+    );
+    let config_name = "c".repeat(64);
+    let saved = cloud.dir.path().join("saved.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&saved).expect("a file"));
+    let manifests = format!(r#"[{{"Config":"{config_name}.json","RepoTags":["x:v9"],"Layers":["one/layer.tar"]}}]"#);
+    for (name, content) in [
+        (format!("{config_name}.json"), config.as_bytes()),
+        ("one/layer.tar".to_owned(), &layer),
+        ("manifest.json".to_owned(), manifests.as_bytes()),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, content).expect("an archive");
+    }
+    tar.finish().expect("an archive");
+    cloud.state().blobs.clear();
+    cloud.state().manifests.clear();
+    let words = [
+        "images",
+        "import",
+        saved.to_str().expect("text"),
+        "us-central1-docker.pkg.dev/p/r/app:v2",
+    ];
+    let ran = cloud.run(&words).ok();
+    assert!(
+        ran.out.starts_with("us-central1-docker.pkg.dev/p/r/app@sha256:"),
+        "{}",
+        ran.out
+    );
+    let sent = cloud.state().blobs.clone();
+    assert_eq!(sent[&blobs[1]].len(), 50_000);
+    assert_eq!(sent[&format!("sha256:{config_name}")], config.as_bytes());
+    let (_, text) = cloud.state().manifests["v2"].clone();
+    let made: Value = serde_json::from_slice(&text).expect("JSON");
+    assert_eq!(made["layers"][0]["digest"], blobs[1].as_str());
     let none = cloud.run(&[
         "images",
         "import",
@@ -200,7 +241,7 @@ fn a_layout_is_pushed_from_a_directory_and_from_a_tar() {
         "us-central1-docker.pkg.dev/p/r/app:v1",
     ]);
     assert_eq!(none.code, 1);
-    assert!(none.err.contains("is no OCI image layout"), "{}", none.err);
+    assert!(none.err.contains("is neither an OCI image layout nor"), "{}", none.err);
     let name = cloud.run(&["images", "import", dir.to_str().expect("text"), "app:v1"]);
     assert_eq!(name.code, 2);
 }

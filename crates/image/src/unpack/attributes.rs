@@ -38,14 +38,8 @@ impl Images {
         if implied.iter().skip(1).all(BTreeSet::is_empty) {
             return Ok(layers);
         }
-        // The same stack always needs the same correction.
-        let mut digester = Digester::default();
-        digester.update(b"attributes of directories");
-        for diff_id in diff_ids {
-            digester.update(diff_id.hex().as_bytes());
-        }
-        let place = disk.layer(&digester.finish());
-        if !place.is_dir() {
+        let place = disk.layer(&correction(diff_ids));
+        if !self.claim_layer(&place)? {
             let wrong = wrong(&layers, &implied)
                 .map_err(|errno| Error::io("read the directories of", &disk.layers())(errno.into()))?;
             let temp = disk.temp_dir()?;
@@ -74,6 +68,16 @@ impl Images {
         }
         Ok(layers)
     }
+}
+
+/// The name of what a stack of layers needs on top of it: the same stack always needs the same correction.
+pub(crate) fn correction(diff_ids: &[Digest]) -> Digest {
+    let mut digester = Digester::default();
+    digester.update(b"attributes of directories");
+    for diff_id in diff_ids {
+        digester.update(diff_id.hex().as_bytes());
+    }
+    digester.finish()
 }
 
 /// Every directory that would show attributes nobody meant, with those that are meant, parents first.

@@ -4,6 +4,7 @@
 extern crate homerun_image as image;
 
 mod blobs;
+mod collect;
 mod fixture;
 mod layout;
 mod pull;
