@@ -21,6 +21,8 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 pub(crate) enum Code {
     InvalidArgument,
     FailedPrecondition,
+    /// A condition on a generation that does not hold (Cloud Storage, HTTP 412).
+    Precondition,
     Unauthenticated,
     PermissionDenied,
     NotFound,
@@ -36,6 +38,7 @@ impl Code {
     pub(crate) fn http(self) -> StatusCode {
         match self {
             Self::InvalidArgument | Self::FailedPrecondition | Self::Unimplemented => StatusCode::BAD_REQUEST,
+            Self::Precondition => StatusCode::PRECONDITION_FAILED,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::PermissionDenied => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -47,7 +50,7 @@ impl Code {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::InvalidArgument => "INVALID_ARGUMENT",
-            Self::FailedPrecondition => "FAILED_PRECONDITION",
+            Self::FailedPrecondition | Self::Precondition => "FAILED_PRECONDITION",
             Self::Unauthenticated => "UNAUTHENTICATED",
             Self::PermissionDenied => "PERMISSION_DENIED",
             Self::NotFound => "NOT_FOUND",

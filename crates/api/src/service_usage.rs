@@ -14,11 +14,12 @@ use crate::{
     surface::Surface,
 };
 
-/// What is served here, with Google's titles. Of Artifact Registry it is the image registry itself.
-const SERVED: [(&str, &str); 3] = [
+/// What is served here, with Google's titles.
+const SERVED: [(&str, &str); 4] = [
     ("artifactregistry.googleapis.com", "Artifact Registry API"),
     ("run.googleapis.com", "Cloud Run Admin API"),
     ("serviceusage.googleapis.com", "Service Usage API"),
+    ("storage.googleapis.com", "Cloud Storage API"),
 ];
 
 const ENABLE: &str = "type.googleapis.com/google.api.serviceusage.v1.EnableServiceResponse";

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
 
+use bucket::Objects;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -17,7 +18,7 @@ use crate::{
     operations::Operations,
     projects, registry,
     reply::{self, Body, BoxError},
-    run, service_usage,
+    run, service_usage, storage,
 };
 
 /// What was decided on the instances of a service lately, newest first. Must not block.
@@ -30,6 +31,7 @@ pub type Held = Box<dyn Fn() -> Option<BTreeSet<Digest>> + Send + Sync>;
 pub struct Surface {
     pub store: Store,
     pub images: Images,
+    pub objects: Objects,
     pub keys: Arc<Keys>,
     pub site: Site,
     /// The clock.
@@ -90,6 +92,7 @@ enum Api {
     Run(Region),
     ServiceUsage,
     ArtifactRegistry,
+    Storage,
     /// `cloudresourcemanager.googleapis.com`.
     Projects,
     /// `oauth2.googleapis.com` and the other hosts of Google's sign-in.
@@ -110,6 +113,7 @@ fn api_of(host: &str, site: &Site) -> Api {
         "run.googleapis.com" => Api::Run(site.region.clone()),
         "serviceusage.googleapis.com" => Api::ServiceUsage,
         "artifactregistry.googleapis.com" => Api::ArtifactRegistry,
+        "storage.googleapis.com" => Api::Storage,
         "cloudresourcemanager.googleapis.com" => Api::Projects,
         "oauth2.googleapis.com" | "accounts.google.com" | "www.googleapis.com" => Api::Oauth,
         _ => {
@@ -167,6 +171,10 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
         },
         Api::ArtifactRegistry => match caller(surface, &request) {
             Ok(_) => artifact_registry::answer(surface, host, request).await,
+            Err(refused) => Err(refused),
+        },
+        Api::Storage => match caller(surface, &request) {
+            Ok(_) => storage::answer(surface, host, request).await,
             Err(refused) => Err(refused),
         },
         Api::Projects => match caller(surface, &request) {

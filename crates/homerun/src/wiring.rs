@@ -84,6 +84,7 @@ impl Homerun {
         )?);
         let authority = Arc::new(door::Authority::open(&data_dir.join("ca"), crate::seconds())?);
         let images = Images::open(&data_dir.join("images"))?;
+        let objects = bucket::Objects::open(&data_dir.join("storage"))?;
         image::hello::install(&images, HELLO)
             .await
             .context("cannot store the hello image")?;
@@ -223,6 +224,7 @@ impl Homerun {
         let surface = Arc::new(api::Surface {
             store,
             images,
+            objects,
             keys,
             site,
             now: crate::now,

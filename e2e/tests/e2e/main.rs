@@ -22,6 +22,7 @@ mod runtime;
 mod scaling;
 mod settings;
 mod start;
+mod storage;
 mod upgrade;
 
 use std::{collections::BTreeSet, fs, path::Path};

@@ -7,5 +7,6 @@ mod read;
 mod refusals;
 mod registry;
 mod setting;
+mod storage;
 mod surface;
 mod write;

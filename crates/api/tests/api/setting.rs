@@ -58,6 +58,7 @@ impl Setting {
         let surface = Arc::new(Surface {
             store: store::Store::open(dir.path()).expect("a store"),
             images: image::Images::open_with_docker_config(&dir.path().join("images"), None).expect("images"),
+            objects: bucket::Objects::open(&dir.path().join("storage")).expect("objects"),
             keys: keys.clone(),
             site: Site {
                 project: ProjectId::parse("my-project").expect("an id"),
