@@ -376,6 +376,7 @@ impl Launcher {
         if let Some(child) = child.map_err(rootfs::describe("start a process"))? {
             return Ok(child);
         }
+        self.nursery.disown();
         let made = match &start.gvisor {
             Some(gvisor) => self.make_gvisor(start, gvisor, files),
             None => Err(self.become_runtime(start, files)),

@@ -81,7 +81,7 @@ struct Making {
     network: Option<(OwnedFd, Spent)>,
     gate: OwnedFd,
     /// Open under these numbers until the maker has files of its own.
-    _lent: Vec<OwnedFd>,
+    lent: Vec<OwnedFd>,
     /// What was said of its failure.
     why: Option<String>,
 }
@@ -170,11 +170,19 @@ impl Nursery {
             first: None,
             network: None,
             gate,
-            _lent: lent,
+            lent,
             why: None,
         };
         self.making.insert(start.id.clone(), making);
         Ok(())
+    }
+
+    /// In a copy of the launcher that goes on to be something else: closes what was lent to makers. Somebody waits for
+    /// the end of these files.
+    pub(crate) fn disown(&mut self) {
+        for making in self.making.values_mut() {
+            making.lent.clear();
+        }
     }
 
     /// Takes note of the end of a process that may be one of ours. What it means comes with the next [`Nursery::hear`],
@@ -300,7 +308,7 @@ mod tests {
             first: None,
             network: None,
             gate: rustix::io::dup(&nursery.ours).expect("a file"),
-            _lent: Vec::new(),
+            lent: Vec::new(),
             why: None,
         };
         nursery.making.insert("a".to_owned(), making);
