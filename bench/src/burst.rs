@@ -15,6 +15,8 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
+    by_hand::{CRUN_BURST, Hands},
+    cold,
     figure::{Measured, median, percentile},
     http, memory,
     server::{HELLO, Homerun, REGION},
@@ -59,6 +61,25 @@ pub(crate) fn up() -> Result<Measured> {
         value: median(&seconds),
         notes: vec![format!("{seconds:.1?} s, every request answered")],
         samples: vec![("seconds".to_owned(), seconds)],
+    })
+}
+
+/// Against crun by hand, six at a time, of the same program.
+pub(crate) fn to_crun() -> Result<Measured> {
+    let ours = column(rounds()?, |round| round.up);
+    let homerun = Homerun::up("15m")?;
+    let host = homerun.deploy_image("one", HELLO, &["--min-instances=1"])?;
+    let program = cold::program_of(&homerun, &host)?;
+    let mut hands = Hands::new(&program, &homerun.make_dir("by-hand")?)?;
+    let crun: Result<Vec<f64>> = (0..ROUNDS).map(|_| Ok(hands.start(CRUN_BURST)? / 1000.0)).collect();
+    let crun = crun?;
+    Ok(Measured {
+        value: median(&ours) / median(&crun),
+        notes: vec![
+            format!("through the ingress {ours:.1?} s"),
+            format!("crun by hand, six at a time, without an ingress or a way out {crun:.1?} s"),
+        ],
+        samples: vec![("crun seconds".to_owned(), crun)],
     })
 }
 

@@ -10,6 +10,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -131,16 +132,11 @@ fn start(place: &Path, hand: &str, number: usize, docker: &mut Option<Docker>) -
             )?;
             let pid: u32 = fs::read_to_string(&pid_file)?.trim().parse()?;
             // In a network of its own, as ours are.
-            let answered = thread::spawn(move || -> Result<Duration> {
-                let network = fs::File::open(format!("/proc/{pid}/ns/net"))?;
-                let only = rustix::thread::LinkNameSpaceType::Network;
-                rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(only))?;
-                first_byte(port, began)
-            });
-            let answered = answered.join().ok().context("a thread broke off")?;
+            let answered = in_network_of(pid, || first_byte(port, began));
             run_with("crun", &global, &["delete", "--force", &id])?;
             answered
         }
+        CRUN_BURST => burst(place, &id),
         "runsc" => {
             let bundle = bundle(place, hand, &id, &environment, false)?;
             let global = [
@@ -208,6 +204,81 @@ fn start(place: &Path, hand: &str, number: usize, docker: &mut Option<Docker>) -
         }
         other => bail!("nobody is called {other}"),
     }
+}
+
+/// The hand that starts [`BURST`] containers, as many at a time as there are [`WORKERS`].
+pub(crate) const CRUN_BURST: &str = "crun-burst";
+const BURST: usize = 1000;
+const WORKERS: usize = 6;
+
+/// Until each of many containers by crun has answered once; then all are taken away. Their files are in memory.
+fn burst(place: &Path, id: &str) -> Result<Duration> {
+    let memory = tempfile::Builder::new()
+        .prefix("homerun-bench-")
+        .tempdir_in("/dev/shm")?;
+    let state = memory.path().join("state").display().to_string();
+    let environment = "PORT=8080";
+    let first = bundle(place, "crun", id, environment, true)?;
+    let config: Value = serde_json::from_slice(&fs::read(Path::new(&first).join("config.json"))?)?;
+    let mut bundles = Vec::new();
+    for number in 0..BURST {
+        let name = format!("{id}-{number}");
+        let directory = memory.path().join(&name);
+        let mut config = config.clone();
+        config["linux"]["cgroupsPath"] = format!("{PARENT}/{name}").into();
+        fs::create_dir(&directory)?;
+        fs::write(directory.join("config.json"), config.to_string())?;
+        bundles.push((name, directory.display().to_string()));
+    }
+    let global = ["--root", &state, "--cgroup-manager=cgroupfs"];
+    let next = AtomicUsize::new(0);
+    let began = Instant::now();
+    let start = || -> Result<()> {
+        while let Some((name, bundle)) = bundles.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let pid_file = format!("{bundle}/pid");
+            run_with(
+                "crun",
+                &global,
+                &["run", "--detach", "--bundle", bundle, "--pid-file", &pid_file, name],
+            )?;
+            // Each in a network of its own, in which nobody has the port.
+            in_network_of(fs::read_to_string(&pid_file)?.trim().parse()?, || {
+                first_byte(8080, began)
+            })?;
+        }
+        Ok(())
+    };
+    let started: Result<Vec<()>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(start)).collect();
+        let ended = workers
+            .into_iter()
+            .map(|worker| worker.join().ok().context("a thread broke off")?);
+        ended.collect()
+    });
+    let took = began.elapsed();
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some((name, _)) = bundles.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // One that was never started is not there to be taken away.
+                    let _ = run_with("crun", &global, &["delete", "--force", name]);
+                }
+            });
+        }
+    });
+    started.map(|_| took)
+}
+
+/// Does something in the network namespace of a process.
+fn in_network_of<T: Send>(pid: u32, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let there = || -> Result<T> {
+        let network = fs::File::open(format!("/proc/{pid}/ns/net"))?;
+        let only = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&network), Some(only))?;
+        what()
+    };
+    thread::scope(|scope| scope.spawn(there).join().ok().context("a thread broke off")?)
 }
 
 const IMAGE: &str = "homerun-bench:1";

@@ -165,7 +165,7 @@ fn spread(what: &str, millis: &[f64]) -> String {
 }
 
 /// The container's own program, so that all start the same bytes.
-fn program_of(homerun: &Homerun, host: &str) -> Result<PathBuf> {
+pub(crate) fn program_of(homerun: &Homerun, host: &str) -> Result<PathBuf> {
     homerun.wait_until_served(host)?;
     let process = *homerun
         .instance_processes()

@@ -86,6 +86,12 @@ pub(crate) const FIGURES: &[Figure] = &[
         measure: burst::up,
     },
     Figure {
+        name: "burst-to-crun",
+        about: "the same, as a ratio to 1,000 of them by crun by hand, six at a time",
+        goal: AtMost(0.6),
+        measure: burst::to_crun,
+    },
+    Figure {
         name: "burst-teardown",
         about: "s from the end of those requests until the 1,000 instances are gone",
         goal: AtMost(3.0),
