@@ -7,7 +7,17 @@ use std::{
     process::Command,
 };
 
-use crate::{cgroup::Layout, egress};
+use crate::{cgroup::Layout, claim, egress};
+
+/// File systems of the kernel's that every sandbox mounts anew: the kind, where the machine has it, and below it the
+/// directories that are empty for ever, over which anything may be mounted.
+const ANEW: [(&str, &str, &[&str]); 2] = [
+    ("proc", "/proc", &["sys/fs/binfmt_misc", "fs/nfsd"]),
+    ("sysfs", "/sys", &["fs", "kernel", "firmware/efi/efivars", "hypervisor"]),
+];
+
+/// Types of file systems in memory, as statfs(2) gives them: tmpfs and ramfs.
+const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// One thing that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +47,11 @@ pub fn doctor() -> Vec<Finding> {
     found.extend(runtime());
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     found.extend(groups(Layout::parse(&mounts).as_ref()));
+    found.extend(ANEW.iter().filter_map(|(kind, at, empty)| {
+        let over = covered(&mounts, kind, empty);
+        // The kernel knows best, and is asked only where it may refuse.
+        (!over.is_empty() && refused(kind, at)).then(|| hidden(kind, at, &over))
+    }));
     found.extend(way_out());
     let file_systems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !file_systems
@@ -68,6 +83,75 @@ pub fn doctor() -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// What lets this machine run instances, but slower than it could. Changes nothing.
+pub fn remarks() -> Vec<Finding> {
+    let run = Path::new(claim::RUN);
+    let there = run.ancestors().find_map(|path| rustix::fs::statfs(path).ok());
+    let is_in_memory = there.is_some_and(|found| IN_MEMORY.contains(&i128::from(found.f_type)));
+    if is_in_memory {
+        return Vec::new();
+    }
+    let run = run.display();
+    vec![finding(
+        format!("{run} is not in memory, and each start of an instance writes small files there"),
+        format!("mkdir -p {run} && mount -t tmpfs -o mode=711 tmpfs {run}, while no Homerun runs"),
+    )]
+}
+
+/// What is mounted over parts of a file system, as a user namespace finds it: the kernel lets it mount one of a kind
+/// only where one of that kind is to be seen of which nothing but `empty` directories is covered (`mount_too_revealing`
+/// in its `fs/namespace.c`). Nothing: there is one, or none at all.
+fn covered(mounts: &str, kind: &str, empty: &[&str]) -> Vec<String> {
+    let lines: Vec<Vec<&str>> = mounts.lines().map(|line| line.split(' ').collect()).collect();
+    let whole = lines.iter().filter(|words| {
+        let kind_at = words.iter().position(|word| *word == "-").map_or(0, |dash| dash + 1);
+        words.get(3) == Some(&"/") && words.get(kind_at) == Some(&kind)
+    });
+    let mut all = Vec::new();
+    for mount in whole {
+        let over = lines.iter().filter(|words| words.get(1) == Some(&mount[0]));
+        let before = all.len();
+        all.extend(over.filter_map(|words| {
+            let path = words.get(4)?;
+            let inside = Path::new(path).strip_prefix(mount[4]).ok()?;
+            (!empty.iter().any(|empty| inside.starts_with(empty))).then(|| (*path).to_owned())
+        }));
+        if all.len() == before {
+            return Vec::new();
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Whether a user namespace may not mount a file system anew. False where that cannot be tried.
+fn refused(kind: &str, at: &str) -> bool {
+    // Only root may try.
+    if !rustix::process::geteuid().is_root() {
+        return false;
+    }
+    let words = ["--user", "--map-root-user", "--mount", "--net", "--pid", "--fork"];
+    let tried = Command::new("unshare")
+        .args(words)
+        .args(["mount", "-t", kind, kind, at])
+        .output();
+    tried.is_ok_and(|tried| !tried.status.success())
+}
+
+fn hidden(kind: &str, at: &str, over: &[String]) -> Finding {
+    finding(
+        format!(
+            "no sandbox can mount {at}, because something is mounted over {}",
+            over.join(", ")
+        ),
+        format!(
+            "umount {}, or leave that and run: mkdir -p /run{at} && mount -t {kind} {kind} /run{at}",
+            over.join(" ")
+        ),
+    )
 }
 
 fn runtime() -> Option<Finding> {
@@ -170,6 +254,39 @@ mod tests {
         assert_eq!(kernel("6.1.0-18-amd64"), Some((6, 1)));
         assert_eq!(kernel("5.19"), Some((5, 19)));
         assert_eq!(kernel("what"), None);
+    }
+
+    #[test]
+    fn what_covers_proc_is_named() {
+        let (proc, _, empty) = ANEW[0];
+        let whole = "22 27 0:21 / /proc rw,relatime shared:5 - proc proc rw\n";
+        let cases = [
+            ("", &[][..]),
+            ("30 22 0:30 / /proc/sys/fs/binfmt_misc rw - autofs systemd-1 rw\n", &[]),
+            (
+                "30 22 0:30 /proc/uptime /proc/uptime rw - fuse.lxcfs lxcfs rw\n31 22 0:30 /m /proc/meminfo rw - fuse l rw\n",
+                &["/proc/meminfo", "/proc/uptime"],
+            ),
+            // Another one that nothing covers is enough, and what is over part of it alone is none.
+            (
+                "30 22 0:30 / /proc/uptime rw - ext4 /dev/vda rw\n31 27 0:31 / /mnt rw - proc proc rw\n",
+                &[],
+            ),
+            (
+                "30 22 0:30 / /proc/uptime rw - ext4 /dev/vda rw\n31 27 0:21 /sys /mnt rw - proc proc rw\n",
+                &["/proc/uptime"],
+            ),
+            ("30 27 0:30 / /processes rw - tmpfs tmpfs rw\n", &[]),
+        ];
+        for (more, expected) in cases {
+            assert_eq!(covered(&format!("{whole}{more}"), proc, empty), expected, "{more}");
+        }
+        assert!(
+            covered("", proc, empty).is_empty(),
+            "no machine without /proc comes here"
+        );
+        let found = hidden("proc", "/proc", &["/proc/uptime".to_owned()]);
+        assert!(found.problem.ends_with("over /proc/uptime"), "{found:?}");
     }
 
     #[test]

@@ -88,7 +88,7 @@ use crate::{
     wire::{Order, Report},
 };
 pub use crate::{
-    doctor::{Finding, doctor},
+    doctor::{Finding, doctor, remarks},
     egress::{EGRESS, egress_main},
     error::{OpenError, StartError, StopError},
     gvisor::first_generation,

@@ -8,6 +8,7 @@ mod apart;
 mod bad_input;
 mod bounds;
 mod containers;
+mod doctor;
 mod durability;
 mod egress;
 mod faults;

@@ -180,27 +180,6 @@ fn the_start_tells_the_ports_it_got() {
 }
 
 #[test]
-fn the_doctor_finds_this_machine_fine_and_one_without_tools_lacking() {
-    let text = ends(&["doctor"], &[], 0);
-    let mut lines = text.lines();
-    assert!(
-        lines.next().is_some_and(|line| line.starts_with("gen1     gVisor ")),
-        "{text}"
-    );
-    assert_eq!(lines.next(), Some("fine     this machine has all that Homerun needs"));
-    assert_eq!(lines.next(), None);
-    let output = Command::new(binary().expect("built"))
-        .arg("doctor")
-        .env_clear()
-        .env("PATH", "/nonexistent")
-        .output()
-        .expect("runs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("crun") && text.contains("mend"), "{text}");
-}
-
-#[test]
 fn wrong_words_are_refused_before_anything_is_touched() {
     let dir = TempDir::with_prefix("homerun-e2e-").expect("a directory");
     let data = dir.path().join("data");
