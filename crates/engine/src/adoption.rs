@@ -20,6 +20,7 @@ use crate::{
     launch::Link,
     life::{self, CREATE_PATIENCE, Container, Entry, Event, Running},
     output::Output,
+    phases::Made,
     records::{self, Record},
     sweep,
     watched::watched,
@@ -41,6 +42,8 @@ struct Adopted {
     output: Output,
     ready: bool,
     stopping: Option<std::time::Duration>,
+    /// Of a parked one.
+    made: Option<Made>,
 }
 
 impl Engine {
@@ -143,6 +146,7 @@ impl Engine {
             records::is_ready(&bundle),
             records::stopping(&bundle),
         );
+        let made = records::making(&bundle).filter(|_| parked).map(Made::before);
         let (entry, events) = Entry::new(inner, spec, range, parked);
         let mut output = Output::default();
         let mut network = None;
@@ -200,6 +204,7 @@ impl Engine {
             output,
             ready,
             stopping,
+            made,
         })
     }
 
@@ -210,6 +215,7 @@ impl Engine {
             output,
             ready,
             stopping,
+            made,
         } = adopted;
         let inner = &self.inner;
         inner
@@ -221,6 +227,6 @@ impl Engine {
             inner.stop(&entry, grace);
         }
         let mut lives = self.lives.lock().expect("no panic while held");
-        lives.spawn(life::go_on(Arc::clone(inner), entry, events, output, link, ready));
+        lives.spawn(life::go_on(Arc::clone(inner), entry, events, output, link, ready, made));
     }
 }

@@ -49,8 +49,8 @@ use crate::{
     ids::Range,
     launch::Link,
     output::{Output, Source},
-    phases::{Moments, Ordered},
-    probe, process,
+    phases::{Made, Ordered},
+    probe, process, records,
     sandbox::Spent,
     watched::watched,
     wire::{End, Order, Start},
@@ -132,7 +132,7 @@ struct Life {
     output: Output,
     /// The number of the launcher that has it.
     link: u64,
-    moments: Option<Moments>,
+    made: Option<Made>,
     ready: bool,
     /// The container whose end it was, or will be.
     culprit: usize,
@@ -144,7 +144,7 @@ impl Life {
             stop: entry.stop.subscribe(),
             output: Output::default(),
             link: 0,
-            moments: None,
+            made: None,
             ready: false,
             culprit: 0,
             engine,
@@ -188,12 +188,7 @@ impl Life {
                 spent,
             } = created;
             if index == 0 {
-                self.moments = Some(Moments {
-                    taken: self.entry.taken,
-                    asked,
-                    made: std::time::Instant::now(),
-                    spent,
-                });
+                self.made = Some(Made::now(self.entry.taken, asked, spent));
             }
             shared.get_or_insert((pid, network));
             let groups = self.entry.groups_of(index);
@@ -218,6 +213,11 @@ impl Life {
         let (_, network) = shared.expect("an instance has a container");
         let running = Running { network, containers };
         self.entry.running.set(running).expect("an instance begins once");
+        if let Some(made) = self.made
+            && !*self.entry.released.borrow()
+        {
+            records::write_making(&engine.run.bundle(self.entry.spec.id.as_str()), &made.making);
+        }
         Ok(())
     }
 
@@ -410,10 +410,10 @@ impl Life {
     }
 
     fn record_start(&self, program_runs: Option<std::time::Instant>) {
-        let (Some(moments), Some(ordered)) = (&self.moments, self.entry.ordered.get()) else {
+        let (Some(made), Some(ordered)) = (&self.made, self.entry.ordered.get()) else {
             return;
         };
-        let record = moments.record(&self.entry.spec, *ordered, program_runs, std::time::Instant::now());
+        let record = made.record(&self.entry.spec, *ordered, program_runs, std::time::Instant::now());
         tracing::debug!(id = %record.instance, parked = record.parked, micros = record.ready_micros, "ready");
         if self.engine.starts.try_send(record).is_err() {
             tracing::warn!(id = %self.entry.spec.id, "the record of its start found no room");

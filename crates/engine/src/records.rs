@@ -11,6 +11,8 @@ use std::{
 use model::{InstanceSpec, Stream, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::phases::Making;
+
 /// Written once, before the launcher is asked for the instance.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -21,6 +23,8 @@ pub(crate) struct Record {
 }
 
 const RECORD: &str = "record.json";
+/// How long it took to make one that was parked.
+const MADE: &str = "made";
 /// It has been ready: its startup probes are not asked again.
 const READY: &str = "ready";
 /// It was told to stop; holds the grace, milliseconds.
@@ -40,6 +44,15 @@ impl Record {
     pub(crate) fn read(bundle: &Path) -> Option<Self> {
         serde_json::from_slice(&fs::read(bundle.join(RECORD)).ok()?).ok()
     }
+}
+
+pub(crate) fn write_making(bundle: &Path, making: &Making) {
+    // Without it nobody is told how long its start took: no harm.
+    let _ = serde_json::to_vec(making).map(|text| fs::write(bundle.join(MADE), text));
+}
+
+pub(crate) fn making(bundle: &Path) -> Option<Making> {
+    serde_json::from_slice(&fs::read(bundle.join(MADE)).ok()?).ok()
 }
 
 pub(crate) fn mark_ready(bundle: &Path) {

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use homerun_e2e::{Client, Layout, User};
+use homerun_e2e::{Client, Footprint, Layout, User};
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -38,6 +39,41 @@ fn is_logged(user: &User, wanted: &str) -> bool {
         std::thread::sleep(Duration::from_millis(50));
     }
     false
+}
+
+/// What the journal holds of the starts of one instance.
+fn starts(user: &User, instance: &str) -> Vec<Value> {
+    let segments = fs::read_dir(user.homerun.root().join("data/log")).expect("a journal");
+    let text: String = segments
+        .flatten()
+        .filter_map(|segment| fs::read_to_string(segment.path()).ok())
+        .collect();
+    let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let starts = entries.filter_map(|mut entry| Some(entry.get_mut("Start")?.take()));
+    starts.filter(|start| start["instance"] == instance).collect()
+}
+
+/// The one instance that is there, once it is parked and no longer being made.
+#[track_caller]
+fn parked(user: &User) -> String {
+    let begin = Instant::now();
+    let mut before = Footprint::default();
+    loop {
+        assert!(begin.elapsed() < PATIENCE, "none is parked\n{}", user.homerun.log());
+        let now = user.homerun.footprint().expect("looks");
+        if let Some(id) = now.instances.first()
+            && now.instances.len() == 1
+            && (&now.instances, &now.processes) == (&before.instances, &before.processes)
+            && fs::read_dir("/run/homerun")
+                .expect("of those that run")
+                .flatten()
+                .any(|run| run.path().join("bundles").join(id).join("parked").exists())
+        {
+            return id.clone();
+        }
+        before = now;
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// The instance that answers is the same before and after, and said what it said in between.
@@ -90,6 +126,82 @@ fn so_does_one_of_the_first_generation() {
         &["--idle-retention", "1m"],
         "--no-cpu-throttling --execution-environment=gen1 --cpu=1 --memory=256Mi",
     );
+}
+
+fn starts_next(flags: &[&str]) {
+    let (mut user, image) = user(flags);
+    let url = user.deploy("waiting", &image);
+    let first = user.get(&url);
+    let id = parked(&user);
+    assert_eq!(starts(&user, &id), Vec::<Value>::new(), "it was not called yet");
+    user.homerun.kill().expect("killed");
+    restart(&mut user);
+    assert_eq!(parked(&user), id, "still the same");
+    assert_ne!(user.get(&url), first, "another instance");
+    let begin = Instant::now();
+    while starts(&user, &id).is_empty() {
+        assert!(
+            begin.elapsed() < PATIENCE,
+            "no record of its start\n{}",
+            user.homerun.log()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let starts = starts(&user, &id);
+    assert!(starts.len() == 1 && starts[0]["parked"] == true, "{starts:?}");
+    assert!(starts[0]["sandbox_micros"].as_u64() > Some(0), "{starts:?}");
+    user.leaves();
+}
+
+#[test]
+fn one_that_is_parked_is_the_next_to_start() {
+    starts_next(&["--idle-retention", "1s"]);
+}
+
+#[test]
+fn so_is_one_that_crun_has_parked() {
+    starts_next(&["--idle-retention", "1s", "--runtime", "crun"]);
+}
+
+#[test]
+fn an_instance_of_two_containers_goes_on_with_both() {
+    let (mut user, image) = user(&["--idle-retention", "1m"]);
+    let app = user.import_probe("app");
+    let side = image.replace(
+        "--command",
+        "--set-env-vars=PORT=9000 --startup-probe=tcpSocket.port=9000 --command",
+    );
+    let flags = format!(
+        "--no-cpu-throttling --container=app --image={app} --port=8080 --depends-on=side --container=side {side}"
+    );
+    let url = user.deploy("pair", &flags);
+    let both = |user: &mut User| (user.get(&url), user.get(&format!("{url}/call/9000/")));
+    let own = both(&mut user);
+    user.homerun.kill().expect("killed");
+    restart(&mut user);
+    assert_eq!(both(&mut user), own, "the same instance\n{}", user.homerun.log());
+    // The end of the other one is the end of both.
+    user.ok(&format!("curl '{url}/call/9000/crash?code=41' || true"));
+    assert!(
+        is_logged(&user, "ended with exit code 41, and the instance with it"),
+        "{}",
+        user.homerun.log()
+    );
+    let next = both(&mut user);
+    assert!(next.0 != own.0 && next.1 != own.1, "another instance");
+    // Also when nobody sees it.
+    user.get(&format!("{url}/call/9000/later?code=37"));
+    user.homerun.kill().expect("killed");
+    std::thread::sleep(Duration::from_secs(1));
+    restart(&mut user);
+    assert!(
+        is_logged(&user, "ended with exit code 37, and the instance with it"),
+        "{}",
+        user.homerun.log()
+    );
+    let last = both(&mut user);
+    assert!(last.0 != next.0 && last.1 != next.1, "another instance");
+    user.leaves();
 }
 
 #[test]
