@@ -1,8 +1,13 @@
 //! How many instances there are, and what becomes of requests while their number or their revision changes.
 
-use std::{collections::BTreeSet, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    thread,
+    time::{Duration, Instant},
+};
 
-use homerun_e2e::User;
+use homerun_e2e::{Client, User};
+use serde_json::Value;
 
 /// Answers of `/hold`: the distinct instances, and the most requests one had at once.
 #[track_caller]
@@ -81,6 +86,69 @@ fn at_the_maximum_requests_queue_then_429() {
         "{told}"
     );
     user.refused("gcloud run services why-scaled none $REGION");
+    user.leaves();
+}
+
+/// One request at a time is all that an instance takes, and one at a time is all there is: the mean concurrency never asks
+/// for a second instance. What they compute does.
+#[test]
+fn instances_follow_cpu() {
+    let mut user = User::with(&["--parked=0"], Client::Homerun);
+    let image = user.import_probe("busy");
+    let url = user.deploy(
+        "busy",
+        &format!("--image={image} --cpu=0.1 --memory=256Mi --max-instances=3"),
+    );
+    user.get(&url);
+    user.ok(&format!(
+        "( until test -e stop; do curl --fail '{url}/burn?ms=1500' >> burnt; sleep 0.1; done ) & LOOP=$!"
+    ));
+    let begin = Instant::now();
+    let asks = "gcloud run services why-scaled busy $REGION --format=json";
+    let told = loop {
+        let told: Value = serde_json::from_str(&user.ok(asks)).expect("JSON");
+        // The newest comes first.
+        let found = told
+            .as_array()
+            .and_then(|all| all.iter().rfind(|one| one["rule"] == "cpu"));
+        if let Some(found) = found {
+            break found.clone();
+        }
+        assert!(
+            begin.elapsed() < Duration::from_secs(200),
+            "{told}\n{}",
+            user.homerun.log()
+        );
+        thread::sleep(Duration::from_secs(1));
+    };
+    assert_eq!(told["instances"], 2, "{told}");
+    assert!(
+        told["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("CPU of the last minute, at 60 %")),
+        "{told}"
+    );
+    let seen = |name: &str| {
+        told["inputs"][name]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no {name} in {told}"))
+    };
+    assert!(seen("meanCpuMillis") > 60 && seen("cpuLimitMillis") == 100, "{told}");
+    assert!(seen("meanRequestsMilli") <= 1000 && seen("concurrency") == 1, "{told}");
+    assert_eq!((seen("queued"), seen("ready")), (0, 1), "{told}");
+    let there = |user: &User| user.homerun.footprint().expect("looks").instances.len();
+    while there(&user) < 2 {
+        assert!(
+            begin.elapsed() < Duration::from_secs(230),
+            "no second one\n{}",
+            user.homerun.log()
+        );
+        thread::sleep(Duration::from_millis(200));
+    }
+    // It takes requests.
+    let both = format!("curl --fail --parallel --parallel-immediate '{url}/hold?ms=2000&n=[1-2]' 2>/dev/null");
+    user.ok("touch stop; wait $LOOP");
+    assert_eq!(held(&user.ok(&both), 2), (2, 1));
     user.leaves();
 }
 
