@@ -22,7 +22,7 @@ use tonic_prost::ProstCodec;
 /// The program of the image for protocols.
 pub(crate) const SPEAKER: &str = env!("CARGO_BIN_EXE_speaker");
 
-fn run<T>(task: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(task: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -34,7 +34,7 @@ fn run<T>(task: impl Future<Output = T>) -> T {
         })
 }
 
-async fn websocket(stream: TcpStream, url: &str) -> WebSocketStream<TcpStream> {
+pub(crate) async fn websocket(stream: TcpStream, url: &str) -> WebSocketStream<TcpStream> {
     let request = format!("ws://{url}/ws").into_client_request().expect("a request");
     let (socket, _) = tokio_tungstenite::client_async(request, stream)
         .await
@@ -42,7 +42,7 @@ async fn websocket(stream: TcpStream, url: &str) -> WebSocketStream<TcpStream> {
     socket
 }
 
-async fn echoes(socket: &mut WebSocketStream<TcpStream>, message: Message) {
+pub(crate) async fn echoes(socket: &mut WebSocketStream<TcpStream>, message: Message) {
     socket.send(message.clone()).await.expect("it is sent");
     let back = socket.next().await.expect("an answer").expect("a message");
     assert_eq!(back, message);

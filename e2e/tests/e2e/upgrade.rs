@@ -13,7 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{SinkExt as _, StreamExt as _};
 use homerun_e2e::{Client, Layout, User};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::protocols::{SPEAKER, echoes, run, websocket};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -255,5 +259,110 @@ fn a_binary_that_ends_after_all_was_handed_to_it() {
     user.ok("homerun upgrade");
     user.homerun.follow().expect("another process");
     assert_eq!(user.get(&url), own, "the same instance");
+    user.leaves();
+}
+
+/// Clients of HTTPS that keep a connection: `curl` with so many requests one after the other, and how many connections it
+/// may make for them.
+const KEPT: [(&str, usize); 2] = [("--http1.1", 2), ("--http2", 2)];
+const REQUESTS: usize = 500;
+
+/// How many of the requests of [`KEPT`] have been answered.
+fn answered(user: &mut User) -> Vec<usize> {
+    let count = "for kept in kept-*; do grep -c '^200 ' $kept; done; true";
+    let counts = user.ok(count);
+    counts.lines().map(|count| count.parse().expect("a number")).collect()
+}
+
+#[test]
+fn nor_who_speaks_websocket_or_https() {
+    let mut user = User::with(&["--idle-retention", "1m"], Client::Homerun);
+    let image = user.import_speaker(SPEAKER);
+    let url = user.deploy("spoken", &format!("--image={image} --max-instances=1"));
+    assert_eq!(user.get(&url), "spoken");
+    let instances = user.homerun.footprint().expect("looks").instances;
+    let host = url.trim_start_matches("http://").to_owned();
+    let (name, _) = host.rsplit_once(':').expect("a port");
+    user.ok(&format!("HTTPS=https://{name}:$HTTPS_PORT/; CA=$DATA_DIR/ca/ca.pem"));
+    for (version, _) in KEPT {
+        user.ok(&format!(
+            "curl {version} --cacert $CA --rate 50/s -o /dev/null -w '%{{http_code}} %{{num_connects}}\\n' \
+             \"$HTTPS?n=[1-{REQUESTS}]\" > kept{version} 2>&1 & KEPT=\"$KEPT $!\""
+        ));
+    }
+    user.ok(
+        "( until test -e stop; do curl --cacert $CA -o /dev/null -w '%{http_code}\\n' $HTTPS; done > fresh 2>&1 ) & FRESH=$!",
+    );
+    let to = user.homerun.http();
+    run(async {
+        let connect = || async { tokio::net::TcpStream::connect(to).await.expect("connects") };
+        let mut asked = websocket(connect().await, &host).await;
+        let mut ticking = websocket(connect().await, &host).await;
+        echoes(&mut asked, Message::text("before")).await;
+        ticking.send(Message::text("tick")).await.expect("it is sent");
+        let mut ticks = 0;
+        let mut begin = Instant::now();
+        while begin.elapsed() < PATIENCE && answered(&mut user).iter().any(|count| *count < 20) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        user.ok("homerun upgrade");
+        user.homerun.follow().expect("another process");
+        let before = answered(&mut user);
+        assert!(
+            before.iter().all(|count| *count < REQUESTS),
+            "they were done before: {before:?}"
+        );
+        let fresh = user.ok("wc -l < fresh");
+        echoes(&mut asked, Message::text("after")).await;
+        // Whoever kept a connection goes on with the new process.
+        for process in 0..KEPT.len() {
+            user.ok(&format!("set -- $KEPT; shift {process}; wait $1"));
+        }
+        let more = user.ok("touch stop; wait $FRESH; wc -l < fresh");
+        assert!(
+            more.trim().parse::<usize>().ok() > fresh.trim().parse().ok(),
+            "{fresh}, then {more}"
+        );
+        assert_eq!(
+            user.ok("grep -vc '^200$' fresh || true"),
+            "0",
+            "{}",
+            user.ok("sort fresh | uniq -c")
+        );
+        for (version, connections) in KEPT {
+            let said = user.ok(&format!("cat kept{version}"));
+            assert_eq!(
+                said.lines().filter(|line| line.starts_with("200 ")).count(),
+                REQUESTS,
+                "{said}"
+            );
+            assert_eq!(said.lines().count(), REQUESTS, "{said}");
+            let made = said.lines().filter(|line| line.ends_with(" 1")).count();
+            assert_eq!(made, connections, "{version}: {said}");
+        }
+        // Nobody else asks: the instance has its CPU, for what the old process has with it alone.
+        begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(2) {
+            let said = ticking.next().await.expect("it goes on").expect("a message");
+            assert_eq!(said, Message::text(ticks.to_string()), "each one, in its turn");
+            ticks += 1;
+        }
+        assert!(
+            user.homerun.first_ends(Duration::ZERO).is_err(),
+            "the old process has them"
+        );
+        echoes(&mut asked, Message::text("at last")).await;
+        asked.send(Message::text("end")).await.expect("it is sent");
+        while asked.next().await.is_some() {}
+    });
+    user.homerun
+        .first_ends(PATIENCE)
+        .expect("it ends when its requests have");
+    assert_eq!(user.get(&url), "spoken");
+    assert_eq!(
+        user.homerun.footprint().expect("looks").instances,
+        instances,
+        "the same instance"
+    );
     user.leaves();
 }
