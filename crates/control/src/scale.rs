@@ -436,6 +436,7 @@ impl Scaling {
         };
         let missing = missing.min(most.saturating_sub(alive + fleet.leaving));
         let tries = revised.startups.allow(missing, observation.starting, now);
+        revised.startups.want(tries, now);
         let mut drained = 0;
         if settled && alive > decision.instances {
             let surplus = usize::try_from(alive - decision.instances).unwrap_or(usize::MAX);

@@ -247,7 +247,6 @@ impl Gate {
                     ticket,
                     verdict,
                     deadline,
-                    patience: state.patience,
                 })
             }
             Arrival::Refused => Step::Full,
@@ -342,25 +341,30 @@ struct Waiting {
     ticket: Ticket,
     verdict: oneshot::Receiver<Verdict>,
     deadline: Instant,
-    patience: Duration,
 }
 
 impl Waiting {
     async fn settle(mut self, target: &RouteTarget) -> Result<Held, Refusal> {
-        let bored = Instant::now() + self.patience;
-        let until = self.deadline.min(bored);
-        let verdict = match tokio::time::timeout_at(until, &mut self.verdict).await {
-            Ok(verdict) => verdict.expect("a waiter is answered or withdrawn"),
-            Err(_) => match self.withdraw() {
-                Some(verdict) => verdict,
-                None if bored < self.deadline => {
-                    return Err(Refusal::NoInstance {
-                        patience: self.patience,
-                        full: self.gate.lock().full.clone(),
-                    });
-                }
-                None => return Err(Refusal::Deadline(target.timeout.duration())),
-            },
+        let began = Instant::now();
+        let verdict = loop {
+            let patience = self.gate.lock().patience;
+            let bored = began + patience;
+            let until = self.deadline.min(bored);
+            match tokio::time::timeout_at(until, &mut self.verdict).await {
+                Ok(verdict) => break verdict.expect("a waiter is answered or withdrawn"),
+                // What was learnt of starts meanwhile counts for who waits already.
+                Err(_) if bored < self.deadline && self.gate.lock().patience > patience => {}
+                Err(_) => match self.withdraw() {
+                    Some(verdict) => break verdict,
+                    None if bored < self.deadline => {
+                        return Err(Refusal::NoInstance {
+                            patience,
+                            full: self.gate.lock().full.clone(),
+                        });
+                    }
+                    None => return Err(Refusal::Deadline(target.timeout.duration())),
+                },
+            }
         };
         match verdict {
             Ok(slot) => Ok(Held::new(self.gate.clone(), slot)),

@@ -30,6 +30,10 @@ const BURST_MEMORY: Duration = Duration::from_mins(10);
 #[derive(Debug, Default)]
 pub(super) struct Startups {
     mean_seconds: Option<f64>,
+    /// How long starts were wanted before the machine's governor let them begin, in the (exponential) mean.
+    mean_wait_seconds: f64,
+    /// Since when starts are wanted that have not begun, and how many, oldest first.
+    wanted: VecDeque<(Tick, u32)>,
     /// Instances whose start has been counted, and since when they were ready.
     counted: BTreeMap<InstanceId, Timestamp>,
     /// Instances whose end has been counted.
@@ -84,9 +88,35 @@ impl Startups {
         }
     }
 
+    /// So many more starts are wanted, and may begin as far as this revision goes.
+    pub(super) fn want(&mut self, count: u32, now: Tick) {
+        let known: u32 = self.wanted.iter().map(|(_, count)| count).sum();
+        if count > known {
+            self.wanted.push_back((now, count - known));
+        }
+        // Those that were wanted last are given up first.
+        let mut surplus = known.saturating_sub(count);
+        while let Some((_, last)) = self.wanted.back_mut().filter(|_| surplus > 0) {
+            let fewer = surplus.min(*last);
+            *last -= fewer;
+            surplus -= fewer;
+            if *last == 0 {
+                self.wanted.pop_back();
+            }
+        }
+    }
+
     /// A start is begun. Of one that was parked, which and when.
     pub(super) fn begin(&mut self, released: Option<(InstanceId, Timestamp)>, now: Tick) {
         self.released.extend(released);
+        if let Some((since, count)) = self.wanted.front_mut() {
+            let waited = now.since(*since).as_secs_f64();
+            self.mean_wait_seconds += NEWEST_WEIGHT * (waited - self.mean_wait_seconds);
+            *count -= 1;
+            if *count == 0 {
+                self.wanted.pop_front();
+            }
+        }
         match self.begun.back_mut() {
             Some((at, count)) if *at == now => *count += 1,
             Some(_) | None => self.begun.push_back((now, 1)),
@@ -186,11 +216,11 @@ impl Startups {
         self.last_failure.clone()
     }
 
-    /// How long a request may wait for a slot.
+    /// How long a request may wait for a slot. To whoever waits a start takes from when it is wanted on, also while this
+    /// machine is busy with others. One that never begins lengthens nothing.
     pub(super) fn patience(&self) -> Duration {
-        self.mean_seconds.map_or(LEAST_PATIENCE, |seconds| {
-            LEAST_PATIENCE.max(Duration::from_secs_f64(seconds * PATIENCE_FACTOR))
-        })
+        let seconds = self.mean_seconds.unwrap_or(0.0) + self.mean_wait_seconds;
+        LEAST_PATIENCE.max(Duration::from_secs_f64(seconds * PATIENCE_FACTOR))
     }
 }
 
@@ -211,6 +241,29 @@ mod tests {
         assert_eq!(startups.patience().as_secs(), 10);
         startups.succeeded(Duration::from_secs(41));
         assert_eq!(startups.patience(), Duration::from_secs_f64(13.0 * 3.5));
+    }
+
+    #[test]
+    fn patience_grows_while_a_machine_starts_one_after_the_other() {
+        let second = |second: u64| Tick(second * 1000);
+        let mut startups = Startups::default();
+        startups.want(3, second(0));
+        // Nothing begins: there is no room, and who waits is told so in time.
+        startups.want(3, second(9));
+        assert_eq!(startups.patience().as_secs(), 10);
+        startups.begin(None, second(9));
+        startups.want(2, second(9));
+        startups.begin(None, second(20));
+        startups.want(1, second(20));
+        // 0.3 of 9 s, and then 0.3 of what 20 s are more.
+        assert_eq!(startups.patience(), Duration::from_secs_f64((2.7 + 0.3 * 17.3) * 3.5));
+        // One is given up, and one is wanted anew.
+        startups.want(0, second(21));
+        startups.want(1, second(100));
+        let before = startups.patience();
+        startups.begin(None, second(100));
+        assert!(startups.patience() < before, "it did not wait");
+        assert!(startups.wanted.is_empty());
     }
 
     #[test]

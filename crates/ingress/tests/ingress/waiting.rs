@@ -171,6 +171,24 @@ async fn patience_ends_in_429() {
 }
 
 #[tokio::test]
+async fn patience_that_grows_holds_for_who_waits_already() {
+    let stage = Arc::new(Stage::set());
+    let server = Server::saying("up").await;
+    stage.place(id(1), &server);
+    stage.route(&[(R1, 100, None)], &Settings::default()).await;
+    stage.publish(&[(R1, none(Duration::from_millis(500)))]).await;
+    let asking = stage.clone();
+    let asked = tokio::spawn(async move { asking.get(Via::Http1, "/").await });
+    stage.queued(1).await;
+    stage.publish(&[(R1, none(Duration::from_mins(1)))]).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!asked.is_finished(), "it was turned away by what held when it came");
+    stage.publish(&[(R1, ready(&[1]))]).await;
+    let answer = asked.await.expect("it asks");
+    assert_eq!((answer.status, answer.text.as_str()), (200, "up"));
+}
+
+#[tokio::test]
 async fn a_full_queue_is_429_at_once() {
     let stage = Stage::set();
     stage.route(&[(R1, 100, None)], &Settings::default()).await;
