@@ -155,7 +155,7 @@ fn answer(target: &str) -> String {
             } else if let Some(file) = path.strip_prefix("/write/") {
                 let file = format!("/{file}");
                 fs::write(&file, query).map_or_else(|error| format!("{file}: {error}"), |()| read(&file))
-            } else if let Some((port, path)) = path.strip_prefix("/call/").and_then(|rest| rest.split_once('/')) {
+            } else if let Some((port, path)) = target.strip_prefix("/call/").and_then(|rest| rest.split_once('/')) {
                 call(port, path).unwrap_or_else(|error| format!("127.0.0.1:{port}: {error}"))
             } else if let Some(address) = path.strip_prefix("/reach/") {
                 reach(address).unwrap_or_else(|error| format!("{:?}", error.kind()))

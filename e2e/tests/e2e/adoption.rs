@@ -49,7 +49,7 @@ fn starts(user: &User, instance: &str) -> Vec<Value> {
         .filter_map(|segment| fs::read_to_string(segment.path()).ok())
         .collect();
     let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let starts = entries.filter_map(|mut entry| Some(entry.get_mut("Start")?.take()));
+    let starts = entries.filter_map(|mut entry| Some(entry.get_mut("entry")?.get_mut("Start")?.take()));
     starts.filter(|start| start["instance"] == instance).collect()
 }
 
@@ -181,7 +181,7 @@ fn an_instance_of_two_containers_goes_on_with_both() {
     restart(&mut user);
     assert_eq!(both(&mut user), own, "the same instance\n{}", user.homerun.log());
     // The end of the other one is the end of both.
-    user.ok(&format!("curl '{url}/call/9000/crash?code=41' || true"));
+    user.get(&format!("{url}/call/9000/later?code=41"));
     assert!(
         is_logged(&user, "ended with exit code 41, and the instance with it"),
         "{}",

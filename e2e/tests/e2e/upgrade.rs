@@ -265,7 +265,7 @@ fn a_binary_that_ends_after_all_was_handed_to_it() {
 /// Clients of HTTPS that keep a connection: `curl` with so many requests one after the other, and how many connections it
 /// may make for them.
 const KEPT: [(&str, usize); 2] = [("--http1.1", 2), ("--http2", 2)];
-const REQUESTS: usize = 500;
+const REQUESTS: usize = 1200;
 
 /// How many of the requests of [`KEPT`] have been answered.
 fn answered(user: &mut User) -> Vec<usize> {
