@@ -1,5 +1,8 @@
 //! The store against real `SQLite` in temporary directories, and against its own process being killed.
 
+#[path = "store/form.rs"]
+mod form;
+
 use std::{
     collections::BTreeSet,
     convert::Infallible,
@@ -19,13 +22,6 @@ use tempfile::TempDir;
 
 /// What schema version 4 keeps, every field and every variant of it.
 const GOLDEN: &str = include_str!("golden/v4.json");
-
-/// The golden files of earlier versions.
-const EARLIER: [&str; 3] = [
-    include_str!("golden/v1.json"),
-    include_str!("golden/v2.json"),
-    include_str!("golden/v3.json"),
-];
 
 #[derive(Deserialize, Serialize)]
 struct Golden {
@@ -461,104 +457,6 @@ fn a_second_process_is_refused_with_the_first_ones_pid() {
     );
     drop(store);
     refused(false);
-}
-
-#[tokio::test]
-async fn the_stored_form_is_the_golden_file_of_its_version() {
-    let read = golden();
-    let again = serde_json::to_string_pretty(&read).expect("plain data") + "\n";
-    assert_eq!(again, GOLDEN, "read and written again");
-
-    let dir = dir();
-    let store = Store::open(dir.path()).expect("a new store");
-    let golden = golden();
-    write(&store, move |tx| {
-        golden.services.into_iter().for_each(|s| tx.put_service(s));
-        golden.revisions.into_iter().for_each(|r| tx.put_revision(r));
-        golden.repositories.into_iter().for_each(|r| tx.put_repository(r));
-        golden.buckets.into_iter().for_each(|b| tx.put_bucket(b));
-    })
-    .await
-    .expect("written");
-    drop(store);
-    let database = rusqlite::Connection::open(dir.path().join("homerun.db")).expect("opens");
-    let schema: i64 = database
-        .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
-        .expect("there");
-    assert_eq!(schema, 4, "a new version needs its own golden file");
-    let bodies = |table: &str| -> Vec<serde_json::Value> {
-        let mut rows = database
-            .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
-            .expect("a table");
-        let bodies = rows.query_map([], |row| row.get::<_, String>(0)).expect("rows");
-        bodies
-            .map(|body| serde_json::from_str(&body.expect("text")).expect("JSON"))
-            .collect()
-    };
-    let kept = serde_json::json!({
-        "services": bodies("services"),
-        "revisions": bodies("revisions"),
-        "repositories": bodies("repositories"),
-        "buckets": bodies("buckets"),
-    });
-    assert_eq!(
-        serde_json::to_string_pretty(&kept).expect("plain data") + "\n",
-        GOLDEN,
-        "as it stands in the database"
-    );
-}
-
-/// Every earlier version becomes today's form, and is read.
-#[tokio::test]
-async fn earlier_versions_are_brought_forward() {
-    for (version, golden) in (1..).zip(EARLIER) {
-        let dir = dir();
-        drop(Store::open(dir.path()).expect("a new store"));
-        let file = dir.path().join("homerun.db");
-        let database = rusqlite::Connection::open(&file).expect("opens");
-        let golden: serde_json::Value = serde_json::from_str(golden).expect("JSON");
-        let all = |kind: &str| golden[kind].as_array().expect("a list").clone();
-        let text = |of: &serde_json::Value| of.as_str().expect("text").to_owned();
-        for service in all("services") {
-            let key = &service["key"];
-            let row = [text(&key["region"]), text(&key["name"]), service.to_string()];
-            database
-                .execute("INSERT INTO services VALUES (?1, ?2, ?3)", row)
-                .expect("inserted");
-        }
-        for revision in all("revisions") {
-            let key = &revision["key"];
-            let of = &key["service"];
-            let row = [
-                text(&of["region"]),
-                text(&of["name"]),
-                text(&key["name"]),
-                revision.to_string(),
-            ];
-            database
-                .execute("INSERT INTO revisions VALUES (?1, ?2, ?3, ?4)", row)
-                .expect("inserted");
-        }
-        database
-            .execute_batch("DROP TABLE repositories; DROP TABLE buckets;")
-            .expect("tables of version 4");
-        database
-            .execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [version])
-            .expect("an older version");
-        drop(database);
-
-        let store = Store::open(dir.path()).expect("brought forward");
-        let snapshot = store.snapshot();
-        assert_eq!(snapshot.services.len(), all("services").len(), "version {version}");
-        assert_eq!(snapshot.revisions.len(), all("revisions").len(), "version {version}");
-        let today = self::golden();
-        for service in today.services {
-            let brought = snapshot.service(&service.key).expect("kept");
-            assert_eq!(brought.template.port, service.template.port, "version {version}");
-            let probe = &service.template.container.startup_probe;
-            assert_eq!(&brought.template.container.startup_probe, probe, "version {version}");
-        }
-    }
 }
 
 #[tokio::test]
