@@ -217,8 +217,7 @@ fn burst(place: &Path, id: &str) -> Result<Duration> {
         .prefix("homerun-bench-")
         .tempdir_in("/dev/shm")?;
     let state = memory.path().join("state").display().to_string();
-    let environment = "PORT=8080";
-    let first = bundle(place, "crun", id, environment, true)?;
+    let first = bundle(place, "crun", id, "PORT=8080", true)?;
     let config: Value = serde_json::from_slice(&fs::read(Path::new(&first).join("config.json"))?)?;
     let mut bundles = Vec::new();
     for number in 0..BURST {
@@ -231,43 +230,35 @@ fn burst(place: &Path, id: &str) -> Result<Duration> {
         bundles.push((name, directory.display().to_string()));
     }
     let global = ["--root", &state, "--cgroup-manager=cgroupfs"];
-    let next = AtomicUsize::new(0);
     let began = Instant::now();
-    let start = || -> Result<()> {
-        while let Some((name, bundle)) = bundles.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let pid_file = format!("{bundle}/pid");
-            run_with(
-                "crun",
-                &global,
-                &["run", "--detach", "--bundle", bundle, "--pid-file", &pid_file, name],
-            )?;
-            // Each in a network of its own, in which nobody has the port.
-            in_network_of(fs::read_to_string(&pid_file)?.trim().parse()?, || {
-                first_byte(8080, began)
-            })?;
-        }
-        Ok(())
-    };
-    let started: Result<Vec<()>> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(start)).collect();
-        let ended = workers
-            .into_iter()
-            .map(|worker| worker.join().ok().context("a thread broke off")?);
-        ended.collect()
+    let started = by_workers(&bundles, |(name, bundle)| {
+        let pid_file = format!("{bundle}/pid");
+        let words = ["run", "--detach", "--bundle", bundle, "--pid-file", &pid_file, name];
+        run_with("crun", &global, &words)?;
+        // Each in a network of its own, in which nobody has the port.
+        let pid = fs::read_to_string(&pid_file)?.trim().parse()?;
+        in_network_of(pid, || first_byte(8080, began)).map(drop)
     });
     let took = began.elapsed();
+    by_workers(&bundles, |(name, _)| {
+        // One that was never started is not there to be taken away.
+        let _ = run_with("crun", &global, &["delete", "--force", name]);
+        Ok(())
+    })?;
+    started.map(|()| took)
+}
+
+/// Does the same with all of them, [`WORKERS`] at a time. A worker ends at its first error.
+fn by_workers<T: Sync>(all: &[T], what: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
+    let work = || all.get(next.fetch_add(1, Ordering::Relaxed));
     thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(|| {
-                while let Some((name, _)) = bundles.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    // One that was never started is not there to be taken away.
-                    let _ = run_with("crun", &global, &["delete", "--force", name]);
-                }
-            });
-        }
-    });
-    started.map(|_| took)
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|_| scope.spawn(|| std::iter::from_fn(work).try_for_each(&what)))
+            .collect();
+        let mut ended = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ended.try_for_each(|ended| ended.ok().context("a thread broke off")?)
+    })
 }
 
 /// Does something in the network namespace of a process.
