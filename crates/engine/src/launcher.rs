@@ -281,13 +281,16 @@ impl Launcher {
     /// Starts the making of our own sandbox.
     fn make(&mut self, start: &Start, plan: &Plan, files: Vec<OwnedFd>) -> Result<(), String> {
         self.ids(start.first_id)?;
+        let ids = self.user_namespaces[&start.first_id]
+            .try_clone()
+            .map_err(rootfs::describe("open a user namespace"))?;
         let way_out = self.egress.as_mut().and_then(|egress| egress.slot(&start.id));
         let begun = self.nursery.make(Request {
             start,
             plan,
             layout: &self.layout,
             place: &self.duty.run.place(),
-            ids: &self.user_namespaces[&start.first_id],
+            ids,
             files,
             way_out,
         });

@@ -92,7 +92,16 @@ pub(crate) fn own_files(needs: &[BorrowedFd<'_>]) -> io::Result<()> {
     let from = ASIDE.max(last.saturating_add(1));
     // SAFETY: nothing is closed but in the copy, whose owner is never run again: the child is a copy of the parent's
     // memory that goes on with the files it needs.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, from, u32::MAX, libc::CLOSE_RANGE_UNSHARE) };
+    unsafe { close_range(from.unsigned_abs(), u32::MAX, libc::CLOSE_RANGE_UNSHARE) }
+}
+
+/// Closes the files under these numbers, or what `flags` says instead. See `close_range`(2).
+///
+/// # Safety
+/// Whoever owns the closed files in this process must never use them again.
+pub(crate) unsafe fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: up to the caller.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if done == 0 {
         Ok(())
     } else {
@@ -118,12 +127,7 @@ pub(crate) fn empty_input() -> io::Result<OwnedFd> {
 /// Closes every file from the fourth on when the program is replaced.
 pub(crate) fn close_on_exec() -> io::Result<()> {
     // SAFETY: it only sets flags of this process's own files.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    unsafe { close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) }
 }
 
 /// Replaces a file number of the calling process, for standard input, output and error.

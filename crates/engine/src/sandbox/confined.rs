@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::filter::{self, Instruction};
+use crate::process;
 
 fn done(result: i64) -> io::Result<()> {
     if result < 0 {
@@ -81,7 +82,7 @@ pub(crate) fn close_others(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
         if from < end {
             // SAFETY: whoever owns the closed files in this process is never run again: it is a copy of the
             // launcher's memory that goes on with the kept files alone.
-            done(unsafe { libc::syscall(libc::SYS_close_range, from, end - 1, 0) })?;
+            unsafe { process::close_range(from, end - 1, 0) }?;
         }
         from = end.saturating_add(1);
     }

@@ -19,7 +19,7 @@ use super::{
     maker::Given,
     maker::Spent,
     mounts,
-    nursery::Word,
+    nursery::{Request, Word},
     plan::{Kind, Plan, Process},
 };
 use crate::{egress, network, rootfs::describe, wire};
@@ -35,16 +35,12 @@ fn text(bytes: &str) -> Result<CString, String> {
 /// Furnishes the sandbox, says that it is made, waits for its release and becomes the program. What goes wrong before
 /// is told to the launcher; after it, there is only the container's own output to tell it.
 pub(super) fn live(given: &Given<'_>, spent: Spent) -> ! {
-    let Given {
-        start,
-        plan,
-        way_out,
-        words,
-        gate,
-        ..
-    } = *given;
+    let Given { request, words, gate } = *given;
+    let Request {
+        start, plan, way_out, ..
+    } = request;
     let id = start.id.as_str();
-    let made = furnish(plan, way_out, spent).and_then(|ready| {
+    let made = furnish(plan, *way_out, spent).and_then(|ready| {
         let Ready {
             program,
             spent,

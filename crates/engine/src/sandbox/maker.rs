@@ -4,7 +4,6 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    path::Path,
     time::Instant,
 };
 
@@ -14,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     confined, inside,
     inside::micros,
-    nursery::Word,
-    plan::{Kind, Plan},
+    nursery::{Request, Word},
+    plan::Kind,
 };
 use crate::{
-    cgroup::{Groups, Layout},
+    cgroup::Groups,
     egress, process,
     rootfs::{self, describe},
-    wire::{self, Start},
+    wire,
 };
 
 /// How long parts of making a sandbox took, microseconds.
@@ -38,24 +37,14 @@ pub(crate) struct Spent {
 /// What a maker is given by the launcher whose copy it is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Given<'a> {
-    pub(super) start: &'a Start,
-    pub(super) plan: &'a Plan,
-    pub(super) layout: &'a Layout,
-    /// Where the root file system is put together.
-    pub(super) place: &'a Path,
-    /// The user namespace of the instance's range.
-    pub(super) ids: &'a OwnedFd,
-    /// What becomes standard input, output and error.
-    pub(super) files: &'a [OwnedFd],
-    /// The place that is kept for it in the router.
-    pub(super) way_out: Option<egress::Slot>,
+    pub(super) request: &'a Request<'a>,
     pub(super) words: &'a OwnedFd,
     pub(super) gate: &'a OwnedFd,
 }
 
 /// Never returns. What goes wrong is told to the launcher.
 pub(super) fn run(given: &Given<'_>) -> ! {
-    let id = &given.start.id;
+    let id = &given.request.start.id;
     let why = match make(given) {
         Ok(()) => confined::leave(0),
         Err(why) => why,
@@ -66,7 +55,8 @@ pub(super) fn run(given: &Given<'_>) -> ! {
 
 /// Returns in the maker, with the sandbox's first process born.
 fn make(given: &Given<'_>) -> Result<(), String> {
-    let Given {
+    let Given { request, words, gate } = given;
+    let Request {
         start,
         plan,
         layout,
@@ -74,9 +64,7 @@ fn make(given: &Given<'_>) -> Result<(), String> {
         ids,
         files,
         way_out,
-        words,
-        gate,
-    } = *given;
+    } = request;
     let kept = [ids.as_fd(), words.as_fd(), gate.as_fd()];
     let needs: Vec<_> = files.iter().map(|file| file.as_fd()).chain(kept).collect();
     process::own_files(&needs).map_err(describe("take files of its own"))?;

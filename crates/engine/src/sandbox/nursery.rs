@@ -52,8 +52,8 @@ pub(crate) struct Request<'a> {
     pub(crate) layout: &'a Layout,
     /// Where the root file system is put together.
     pub(crate) place: &'a Path,
-    /// The user namespace of the instance's range.
-    pub(crate) ids: &'a OwnedFd,
+    /// The user namespace of the instance's range, under a number of its own.
+    pub(crate) ids: OwnedFd,
     /// What becomes standard input, output and error.
     pub(crate) files: Vec<OwnedFd>,
     /// The place that is kept for it in the router.
@@ -133,37 +133,24 @@ impl Nursery {
     /// Starts the maker of one sandbox.
     pub(crate) fn make(&mut self, request: Request<'_>) -> Result<(), String> {
         let Request {
-            start,
-            plan,
-            layout,
-            place,
-            ids,
-            files: mut lent,
-            way_out,
+            start, plan, layout, ..
         } = request;
         let group = Groups::at(layout, &plan.groups)
             .make_first(&plan.limits)
             .map_err(describe("make the instance's control group"))?;
         let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
         let (gate, waiting) = pair.map_err(|error| describe("make a socket")(error.into()))?;
-        let told = |error: rustix::io::Errno| describe("open a namespace")(error.into());
-        let ids = rustix::io::fcntl_dupfd_cloexec(ids, 3).map_err(told)?;
         // SAFETY: the launcher has one thread. The files that the child shares with it are open until it has its own.
         let born = unsafe { process::clone(libc::CLONE_FILES, group.as_ref().map(OwnedFd::as_fd)) };
         let Some(maker) = born.map_err(describe("start a process"))? else {
             maker::run(&Given {
-                start,
-                plan,
-                layout,
-                place,
-                ids: &ids,
-                files: &lent,
-                way_out,
+                request: &request,
                 words: &self.theirs,
                 gate: &waiting,
             })
         };
-        lent.extend([ids, waiting]);
+        let mut lent = request.files;
+        lent.extend([request.ids, waiting]);
         let making = Making {
             maker,
             maker_lives: true,
