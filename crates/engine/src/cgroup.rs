@@ -340,6 +340,16 @@ impl Groups {
         }
     }
 
+    /// Removes its groups if no process is in them and no other below, without looking first. False: some are left.
+    pub(crate) fn remove_empty(&self) -> bool {
+        let roots = self.layout.roots().into_iter();
+        let left = roots.filter(|root| match fs::remove_dir(root.join(&self.path)) {
+            Ok(()) => false,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        });
+        left.count() == 0
+    }
+
     /// Ends every process of the instance and removes its groups.
     pub(crate) fn clear(&self) -> io::Result<()> {
         clear(&self.layout, &self.path)

@@ -27,6 +27,7 @@ mod cutoff;
 mod doctor;
 mod egress;
 mod error;
+mod fate;
 mod gate;
 mod gvisor;
 mod ids;
@@ -65,9 +66,7 @@ use std::{
 };
 
 use image::Images;
-use model::{
-    Activity, Exit, ExitCause, Fate, InstanceId, InstanceSpec, InstanceState, Observed, StartRecord, Timestamp,
-};
+use model::{Activity, Exit, ExitCause, InstanceId, InstanceSpec, InstanceState, Observed, StartRecord, Timestamp};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     task::{JoinHandle, JoinSet},
@@ -127,12 +126,18 @@ pub(crate) struct Inner {
     log: Arc<Log>,
     ranges: Ranges,
     entries: RwLock<HashMap<InstanceId, Arc<Entry>>>,
+    out_of_memory: fate::OutOfMemory,
     board: Board,
     linger: Linger,
     /// None while there is no launcher.
     link: watch::Sender<Option<Arc<Link>>>,
     /// As many as [`creations`] says.
     creations: Semaphore,
+    /// Turns to be asked to end; see `life/ending`.
+    endings: Semaphore,
+    /// Turns to be cleared away, one for every two CPUs: the kernel removes one control group at a time, and more
+    /// threads would only wait for each other and take the CPU from who serves requests.
+    clearings: Semaphore,
     /// One instance's memory is pushed out at a time: it is work for the disk, and nobody waits for it.
     reclaiming: Semaphore,
     closing: AtomicBool,
@@ -228,10 +233,13 @@ impl Engine {
             log: Arc::new(Log::new(settings.log)),
             ranges: Ranges::new(settings.first_id),
             entries: RwLock::default(),
+            out_of_memory: fate::OutOfMemory::default(),
             board: Board::default(),
             linger,
             link: watch::Sender::new(Some(Arc::clone(&first_link))),
             creations: Semaphore::new(creations()),
+            endings: Semaphore::new(life::ENDINGS_PER_CPU * cpus()),
+            clearings: Semaphore::new(cpus().div_ceil(2)),
             reclaiming: Semaphore::new(1),
             closing: AtomicBool::new(false),
             claim: Mutex::new(Some(claim)),
@@ -339,8 +347,11 @@ impl Engine {
     /// Drops what is remembered of an instance that has stopped. Does nothing to others.
     pub fn forget(&self, id: &InstanceId) {
         let mut entries = self.inner.entries.write().expect("no panic while held");
-        if self.inner.board.forget(id) {
-            entries.remove(id);
+        if self.inner.board.forget(id)
+            && let Some(entry) = entries.remove(id)
+            && let Some(ExitCause::OutOfMemory { limit_bytes }) = entry.over.get()
+        {
+            self.inner.out_of_memory.remember(id, *limit_bytes);
         }
     }
 
@@ -373,39 +384,6 @@ impl Engine {
         if let Some(entry) = self.inner.entry(id) {
             self.inner.linger.follow(id, &entry.cpu, activity);
         }
-    }
-
-    /// What became of an instance, read from the kernel and not from what was observed: right at once when a
-    /// connection breaks.
-    pub fn fate(&self, id: &InstanceId) -> Fate {
-        let Some(entry) = self.inner.entry(id) else {
-            return Fate::Ended;
-        };
-        if let Some(cause) = entry.over.get() {
-            return match cause {
-                ExitCause::OutOfMemory { limit_bytes } => Fate::OutOfMemory {
-                    limit_bytes: *limit_bytes,
-                },
-                ExitCause::Code(_)
-                | ExitCause::Signal(_)
-                | ExitCause::NotListening { .. }
-                | ExitCause::StartupProbeFailed { .. }
-                | ExitCause::Unhealthy { .. }
-                | ExitCause::NotStarted(_)
-                | ExitCause::Stopped => Fate::Ended,
-            };
-        }
-        let Some(running) = entry.running.get() else {
-            return Fate::Alive;
-        };
-        let gone = running.is_gone();
-        if let Some(index) = running.over_memory() {
-            let container = entry.spec.containers().nth(index);
-            return Fate::OutOfMemory {
-                limit_bytes: container.map_or(0, |container| container.memory_bytes),
-            };
-        }
-        if gone { Fate::Ended } else { Fate::Alive }
     }
 
     /// How many lines of output were dropped because the channel was full.

@@ -30,6 +30,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
+pub(crate) use ending::ENDINGS_PER_CPU;
 use ending::KILL_PATIENCE;
 pub(crate) use going_on::go_on;
 use order::started;

@@ -74,6 +74,10 @@ async fn the_first_kill_for_memory_ends_the_whole_instance() {
         .await;
     assert_eq!(line.text, "Memory limit of 128 MiB exceeded with 128 MiB used.");
     assert_eq!(line.instance, id);
+    // Who asks after it was forgotten is told the same.
+    lab.engine.forget(&id);
+    assert!(!lab.engine.observe().borrow().instances.contains_key(&id));
+    assert_eq!(lab.engine.fate(&id), Fate::OutOfMemory { limit_bytes });
     lab.close().await;
 }
 
