@@ -90,6 +90,40 @@ impl Layout {
         Self::finish(dir, image)
     }
 
+    /// An image to build others from: the probe, which is not started by itself, and a shell with a few programs.
+    ///
+    /// # Errors
+    /// As [`Self::image`], or when ldd fails.
+    pub fn base(dir: &Path) -> Result<Self> {
+        let root = dir.join("root");
+        for made in ["bin", "etc", "tmp"] {
+            fs::create_dir_all(root.join(made))?;
+        }
+        fs::copy(env!("PROBE"), root.join("probe"))?;
+        for (program, name) in [
+            ("/bin/bash", "sh"),
+            ("/bin/cat", "cat"),
+            ("/bin/ls", "ls"),
+            ("/bin/sleep", "sleep"),
+            ("/usr/bin/id", "id"),
+            ("/usr/bin/unshare", "unshare"),
+        ] {
+            fs::copy(program, root.join("bin").join(name))?;
+            for library in run(Command::new("ldd").arg(program))?
+                .split_whitespace()
+                .filter(|word| word.starts_with('/'))
+            {
+                let place = root.join(library.trim_start_matches('/'));
+                fs::create_dir_all(place.parent().context("a library lies in a directory")?)?;
+                fs::copy(library, place)?;
+            }
+        }
+        let history = json!([{"created_by": "ADD layer.tar / # of the cases of builds"}]);
+        let mut image = pack_with(dir, &root, "amd64", &json!({"Env": ["PATH=/bin"]}), Some(history))?;
+        image["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        Self::finish(dir, image)
+    }
+
     fn finish(dir: &Path, entry: Value) -> Result<Self> {
         let digest = entry["digest"]
             .as_str()
@@ -120,6 +154,11 @@ fn write_image(dir: &Path, name: &str, architecture: &str) -> Result<Value> {
 
 /// An image of what is below `root`, in one layer.
 fn pack(dir: &Path, root: &Path, architecture: &str, settings: &Value) -> Result<Value> {
+    pack_with(dir, root, architecture, settings, None)
+}
+
+/// The same with a history, as images have that were built by steps.
+fn pack_with(dir: &Path, root: &Path, architecture: &str, settings: &Value, history: Option<Value>) -> Result<Value> {
     let tar = dir.join("layer.tar");
     let mut command = Command::new("tar");
     command
@@ -142,12 +181,15 @@ fn pack(dir: &Path, root: &Path, architecture: &str, settings: &Value) -> Result
     let layer = dir.join("layer.tar.gz");
     let layer_blob = write_blob(dir, LAYER, &fs::read(&layer)?)?;
     fs::remove_file(layer)?;
-    let config = json!({
+    let mut config = json!({
         "architecture": architecture,
         "os": "linux",
         "config": settings,
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     });
+    if let Some(history) = history {
+        config["history"] = history;
+    }
     let config = write_blob(dir, CONFIG, config.to_string().as_bytes())?;
     let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer_blob]});
     write_blob(dir, MANIFEST, manifest.to_string().as_bytes())

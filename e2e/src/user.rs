@@ -100,6 +100,16 @@ impl User {
         image
     }
 
+    /// Brings the base of built images into the registry, and gives its reference.
+    #[track_caller]
+    pub fn import_base(&mut self) -> String {
+        let dir = self.homerun.root().join("layouts/base");
+        let layout = Layout::base(&dir).expect("a layout");
+        let image = "us-central1-docker.pkg.dev/my-project/e2e/base:latest".to_owned();
+        self.ok(&format!("homerun images import {} {image}", layout.dir.display()));
+        image
+    }
+
     /// A layout on disk with an image of the probe.
     #[track_caller]
     pub fn layout(&mut self, name: &str) -> Layout {

@@ -2,8 +2,8 @@
 //!
 //! Here lives everything that names a Google path, a JSON field, an annotation or an error code: the Run Admin API v1
 //! (Knative-shaped documents), IAM on services, the serviceusage and project answers that gcloud asks for, the OAuth token endpoint,
-//! the HTTP face of the image registry, Artifact Registry over it, and
-//! Cloud Storage as far as gcloud uploads by it. It is one crate because they share one dispatch by host name, one check of
+//! the HTTP face of the image registry, Artifact Registry over it,
+//! Cloud Storage as far as gcloud uploads by it, and Cloud Build for Dockerfiles. It is one crate because they share one dispatch by host name, one check of
 //! the caller and one form of error.
 //!
 //! What enters is a request with the host it was meant for; it is decoded to `model`, with every broken rule named by
@@ -11,6 +11,7 @@
 //! runs and waits for nothing but the store and the image content: whoever makes a deploy happen is woken by the store.
 
 mod artifact_registry;
+mod cloud_build;
 mod collect;
 mod decisions;
 mod document;
@@ -23,6 +24,7 @@ mod registry;
 mod reply;
 mod run;
 mod selector;
+mod service_accounts;
 mod service_usage;
 mod storage;
 mod surface;

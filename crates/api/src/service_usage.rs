@@ -15,8 +15,9 @@ use crate::{
 };
 
 /// What is served here, with Google's titles.
-const SERVED: [(&str, &str); 4] = [
+const SERVED: [(&str, &str); 5] = [
     ("artifactregistry.googleapis.com", "Artifact Registry API"),
+    ("cloudbuild.googleapis.com", "Cloud Build API"),
     ("run.googleapis.com", "Cloud Run Admin API"),
     ("serviceusage.googleapis.com", "Service Usage API"),
     ("storage.googleapis.com", "Cloud Storage API"),

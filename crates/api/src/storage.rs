@@ -13,6 +13,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use crate::{
+    cloud_build,
     document::{self, Findings, Object as Document, short},
     error::{Code, Error, told},
     page::page,
@@ -31,6 +32,9 @@ pub(crate) async fn answer(
     request: http::Request<Body>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = request.into_parts();
+    if let Some(log) = cloud_build::read_log(surface, &head).await {
+        return log;
+    }
     let path = head.uri.path().to_owned();
     let unknown = || unimplemented(host, &head.method, &path);
     // Each part is decoded by itself: names of objects have their `/` as `%2F`.

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use store::Store;
 
 use crate::{
-    artifact_registry, collect, decisions, document,
+    artifact_registry, cloud_build, collect, decisions, document,
     error::{Code, Error},
     operations::Operations,
     projects, registry,
     reply::{self, Body, BoxError},
-    run, service_usage, storage,
+    run, service_accounts, service_usage, storage,
 };
 
 /// What was decided on the instances of a service lately, newest first. Must not block.
@@ -44,6 +44,8 @@ pub struct Surface {
     pub held: Held,
     /// Those that clients may still ask for.
     pub operations: Operations,
+    /// Where the logs of builds grow: `log-ID.txt`.
+    pub build_logs: PathBuf,
     pub about: About,
 }
 
@@ -92,7 +94,10 @@ enum Api {
     Run(Region),
     ServiceUsage,
     ArtifactRegistry,
+    CloudBuild,
     Storage,
+    /// `iam.googleapis.com`.
+    ServiceAccounts,
     /// `cloudresourcemanager.googleapis.com`.
     Projects,
     /// `oauth2.googleapis.com` and the other hosts of Google's sign-in.
@@ -113,6 +118,8 @@ fn api_of(host: &str, site: &Site) -> Api {
         "run.googleapis.com" => Api::Run(site.region.clone()),
         "serviceusage.googleapis.com" => Api::ServiceUsage,
         "artifactregistry.googleapis.com" => Api::ArtifactRegistry,
+        "cloudbuild.googleapis.com" => Api::CloudBuild,
+        "iam.googleapis.com" => Api::ServiceAccounts,
         "storage.googleapis.com" => Api::Storage,
         "cloudresourcemanager.googleapis.com" => Api::Projects,
         "oauth2.googleapis.com" | "accounts.google.com" | "www.googleapis.com" => Api::Oauth,
@@ -162,6 +169,7 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
         Api::Plain => plain(surface, host, &request),
         Api::Oauth => oauth(surface, host, request).await,
         Api::Run(region) => match caller(surface, &request) {
+            Ok(caller) if path.starts_with("/v2/") => cloud_build::submit_run(surface, host, &caller, request).await,
             Ok(caller) => run::answer(surface, host, &region, &caller, request).await,
             Err(refused) => Err(refused),
         },
@@ -171,6 +179,14 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
         },
         Api::ArtifactRegistry => match caller(surface, &request) {
             Ok(_) => artifact_registry::answer(surface, host, request).await,
+            Err(refused) => Err(refused),
+        },
+        Api::CloudBuild => match caller(surface, &request) {
+            Ok(caller) => cloud_build::answer(surface, host, &caller, request).await,
+            Err(refused) => Err(refused),
+        },
+        Api::ServiceAccounts => match caller(surface, &request) {
+            Ok(_) => service_accounts::answer(surface, host, &request),
             Err(refused) => Err(refused),
         },
         Api::Storage => match caller(surface, &request) {
@@ -308,6 +324,8 @@ mod tests {
             ("europe-west1-run.googleapis.com", Api::Run(region("europe-west1"))),
             ("-run.googleapis.com", Api::Other),
             ("serviceusage.googleapis.com", Api::ServiceUsage),
+            ("cloudbuild.googleapis.com", Api::CloudBuild),
+            ("iam.googleapis.com", Api::ServiceAccounts),
             ("oauth2.googleapis.com", Api::Oauth),
             (
                 "us-central1-docker.pkg.dev",

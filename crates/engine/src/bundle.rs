@@ -36,7 +36,7 @@ const CAPABILITIES: [&str; 11] = [
     "CAP_SYS_CHROOT",
 ];
 
-const MASKED: [&str; 14] = [
+pub(crate) const MASKED: [&str; 14] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -53,7 +53,7 @@ const MASKED: [&str; 14] = [
     "/sys/kernel/debug",
 ];
 
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(crate) const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -166,6 +166,19 @@ fn runtime() -> Option<Finding> {
     }
 }
 
+/// The program that builds images. Without it everything works but builds from source.
+///
+/// # Errors
+/// What is missing.
+pub fn builder_program() -> Result<PathBuf, Finding> {
+    program(Path::new("buildah")).ok_or_else(|| {
+        finding(
+            "buildah is not there: images cannot be built from source",
+            "apt-get install --yes buildah",
+        )
+    })
+}
+
 /// Without it instances run, and reach nobody.
 fn way_out() -> Option<Finding> {
     let Some(nft) = program(Path::new("nft")) else {

@@ -18,6 +18,7 @@
 
 mod adoption;
 mod board;
+mod builder;
 mod bundle;
 mod cgroup;
 mod claim;
@@ -87,7 +88,8 @@ use crate::{
     wire::{Order, Report},
 };
 pub use crate::{
-    doctor::{Finding, doctor, remarks},
+    builder::{BUILDER, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, builder_main, libraries_of},
+    doctor::{Finding, builder_program, doctor, remarks},
     egress::{EGRESS, egress_main},
     error::{OpenError, StartError, StopError},
     gvisor::first_generation,
@@ -118,6 +120,8 @@ pub(crate) struct Inner {
     images: Images,
     layout: Layout,
     maker: Maker,
+    /// This very program, which builders' parents are too.
+    launcher: PathBuf,
     starts: mpsc::Sender<StartRecord>,
     limits_swap: bool,
     open_files: u64,
@@ -205,6 +209,10 @@ impl Engine {
         };
         let taken = Link::take_over(&run.launcher(), &duty, 1).await;
         let (first_link, child, held) = if let Some((link, held)) = taken {
+            let (id8, layout) = (settings.id8.clone(), layout.clone());
+            let swept = tokio::task::spawn_blocking(move || builder::sweep(&layout, &id8)).await;
+            let swept = swept.map_err(io::Error::other).and_then(|swept| swept);
+            swept.map_err(failed("end the builders of an earlier Homerun"))?;
             (link, None, Some(held))
         } else {
             let (id8, layout, run) = (settings.id8.clone(), layout.clone(), run.clone());
@@ -224,6 +232,7 @@ impl Engine {
             id8: settings.id8,
             images: settings.images,
             maker: settings.maker,
+            launcher: settings.launcher.clone(),
             starts: settings.starts,
             limits_swap: layout.limits_swap(),
             layout,

@@ -124,6 +124,15 @@ pub(crate) fn make_volumes(place: &Path, sizes: &[u64], first_id: u32) -> io::Re
 
 /// Mounts `layer` at `point`, read-only, its ids shifted by the mapping of the user namespace `ids`.
 fn shifted(layer: &Path, ids: impl AsFd, point: &str) -> io::Result<()> {
+    shift(layer, ids, point, libc::MOUNT_ATTR_RDONLY)
+}
+
+/// The same to be written to: what root of that user namespace makes there belongs to the machine's root on the disk.
+pub(crate) fn shifted_writable(directory: &Path, ids: impl AsFd, point: &str) -> io::Result<()> {
+    shift(directory, ids, point, 0)
+}
+
+fn shift(layer: &Path, ids: impl AsFd, point: &str, attributes: u64) -> io::Result<()> {
     fs::create_dir(point)?;
     let tree = open_tree(
         rustix::fs::CWD,
@@ -131,7 +140,7 @@ fn shifted(layer: &Path, ids: impl AsFd, point: &str) -> io::Result<()> {
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
     )?;
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_set: libc::MOUNT_ATTR_IDMAP | attributes,
         attr_clr: 0,
         propagation: 0,
         userns_fd: u64::try_from(ids.as_fd().as_raw_fd()).expect("a file number is not negative"),

@@ -21,6 +21,8 @@ mod nursery;
 mod plan;
 
 pub(crate) use self::{
+    confined::{enter, leave, own_keyring},
+    inside::furnish_builder,
     maker::Spent,
     nursery::{Heard, Infant, Nursery, Request},
     plan::Plan,

@@ -46,6 +46,13 @@ const REFUSED: &str = "
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
+/// Of those refused to instances, what a builder of images cannot do without: to make namespaces and mounts below its
+/// own. Its build steps are filtered once more, by the builder.
+const BUILDERS: &str = "
+    fsconfig fsmount fsopen fspick mount mount_setattr move_mount open_tree pivot_root setdomainname sethostname setns
+    umount2 unshare
+";
+
 /// Every flag of clone(2) that makes a namespace.
 const NEW_NAMESPACES: u32 = 0x7E02_0000;
 
@@ -59,17 +66,30 @@ fn names(table: &str) -> Vec<&str> {
     table.split_whitespace().collect()
 }
 
-/// The `linux.seccomp` object of an OCI configuration.
+/// The `linux.seccomp` object of an instance's OCI configuration.
 pub(crate) fn profile() -> Value {
+    let clone = json!({
+        "names": ["clone"],
+        "action": "SCMP_ACT_ALLOW",
+        "args": [{"index": 0, "value": NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
+    });
+    of(names(ALLOWED), names(REFUSED), clone)
+}
+
+/// The same of a builder.
+pub(crate) fn builders() -> Value {
+    let its = names(BUILDERS);
+    let refused = names(REFUSED).into_iter().filter(|name| !its.contains(name)).collect();
+    let clone = json!({"names": ["clone"], "action": "SCMP_ACT_ALLOW"});
+    of([names(ALLOWED), its].concat(), refused, clone)
+}
+
+fn of(allowed: Vec<&str>, refused: Vec<&str>, clone: Value) -> Value {
     let equals = |value: u32| json!([{"index": 0, "value": value, "op": "SCMP_CMP_EQ"}]);
     let mut rules = vec![
-        json!({"names": names(ALLOWED), "action": "SCMP_ACT_ALLOW"}),
-        json!({"names": names(REFUSED), "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
-        json!({
-            "names": ["clone"],
-            "action": "SCMP_ACT_ALLOW",
-            "args": [{"index": 0, "value": NEW_NAMESPACES, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
-        }),
+        json!({"names": allowed, "action": "SCMP_ACT_ALLOW"}),
+        json!({"names": refused, "action": "SCMP_ACT_ERRNO", "errnoRet": EPERM}),
+        clone,
         // Its flags are in memory, where a filter cannot look: programs use clone instead.
         json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS}),
     ];

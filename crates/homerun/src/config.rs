@@ -15,6 +15,9 @@ use serde::Deserialize;
 /// Read when it is there and no other file is named.
 const FILE: &str = "/etc/homerun/homerun.toml";
 
+/// With less buildah itself does not run, in bytes.
+const LEAST_BUILD_MEMORY: u64 = 128 << 20;
+
 /// Everything that can be said by flag or variable.
 #[derive(Debug, Args)]
 pub(crate) struct Flags {
@@ -65,6 +68,12 @@ pub(crate) struct Flags {
     /// Most bytes that the registry's blobs may have together, such as 10GiB; refused beyond [default: no bound]
     #[arg(long, env = "HOMERUN_REGISTRY_QUOTA", value_name = "SIZE", value_parser = size)]
     registry_quota: Option<u64>,
+    /// Most bytes that layers of earlier builds may have together, such as 10GiB; the oldest go first [default: 10GiB]
+    #[arg(long, env = "HOMERUN_BUILD_CACHE", value_name = "SIZE", value_parser = size)]
+    build_cache: Option<u64>,
+    /// Memory of one build, such as 4GiB [default: 4GiB]
+    #[arg(long, env = "HOMERUN_BUILD_MEMORY", value_name = "SIZE", value_parser = size)]
+    build_memory: Option<u64>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -89,6 +98,8 @@ struct File {
     runtime: Option<String>,
     default_execution_environment: Option<String>,
     registry_quota: Option<String>,
+    build_cache: Option<String>,
+    build_memory: Option<String>,
 }
 
 /// What is in force.
@@ -110,6 +121,10 @@ pub(crate) struct Config {
     pub(crate) default_execution_environment: Sandbox,
     /// Bytes; None is no bound.
     pub(crate) registry_quota: Option<u64>,
+    /// Bytes of all caches of builds together.
+    pub(crate) build_cache: u64,
+    /// Bytes of one build.
+    pub(crate) build_memory: u64,
 }
 
 impl Config {
@@ -159,6 +174,18 @@ impl Config {
             .map(size)
             .transpose()
             .map_err(told("registry-quota"))?;
+        let file_cache = file
+            .build_cache
+            .as_deref()
+            .map(size)
+            .transpose()
+            .map_err(told("build-cache"))?;
+        let file_memory = file
+            .build_memory
+            .as_deref()
+            .map(size)
+            .transpose()
+            .map_err(told("build-memory"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -194,6 +221,13 @@ impl Config {
                 .or(file_generation)
                 .unwrap_or(Sandbox::Gen2),
             registry_quota: flags.registry_quota.or(file_quota),
+            build_cache: flags.build_cache.or(file_cache).unwrap_or(10 << 30),
+            build_memory: match flags.build_memory.or(file_memory) {
+                Some(less) if less < LEAST_BUILD_MEMORY => {
+                    bail!("--build-memory: {less} bytes are less than {LEAST_BUILD_MEMORY}, the least")
+                }
+                given => given.unwrap_or(4 << 30),
+            },
         })
     }
 }

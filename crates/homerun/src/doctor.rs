@@ -46,6 +46,14 @@ pub(crate) fn main(words: &[OsString]) -> ExitCode {
             finding.problem, finding.remedy
         )),
     }
+    match engine::builder_program() {
+        Ok(program) => drop(writeln!(out, "builds   {}", program.display())),
+        Err(finding) => drop(writeln!(
+            out,
+            "without  {}\n  mend   {}",
+            finding.problem, finding.remedy
+        )),
+    }
     if findings.is_empty() {
         let _ = writeln!(out, "fine     this machine has all that Homerun needs");
         ExitCode::SUCCESS

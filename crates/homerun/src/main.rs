@@ -1,8 +1,7 @@
 //! The one binary: reads flags and configuration, joins the other crates, and drains them in order.
 //!
-//! No rule of the product lives here. `up` is the server, `doctor` and `status` look at the
-//! machine, everything else that people type goes to `cli`; the engine starts this binary again as its launcher and its
-//! relay. What
+//! No rule of the product lives here. `up` is the server, `doctor` and `status` look at the machine, everything else that
+//! people type goes to `cli`; the engine starts this binary again as its launcher, its relay and its builders. What
 //! enters is the process's words, environment and clock, which are read here and nowhere else; what leaves is an exit
 //! code: 0 done, 1 failed, 2 not understood.
 
@@ -30,6 +29,9 @@ fn main() -> ExitCode {
     if words.first().is_some_and(|word| word == engine::EGRESS) {
         let duty = words.get(1).cloned().unwrap_or_default();
         return ExitCode::from(engine::egress_main(&duty));
+    }
+    if words.first().is_some_and(|word| word == engine::BUILDER) {
+        return ExitCode::from(engine::builder_main());
     }
     let name = client::name_of(called.as_deref());
     let own = match name {

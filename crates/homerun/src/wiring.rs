@@ -57,6 +57,8 @@ pub(crate) struct Homerun {
     control: JoinHandle<()>,
     stop_cleaning: oneshot::Sender<()>,
     cleaning: JoinHandle<()>,
+    stop_builds: oneshot::Sender<()>,
+    builds: JoinHandle<()>,
     /// Following routes and endpoints, and writing down lines: end by themselves when their senders are gone.
     followers: Vec<JoinHandle<()>>,
     /// The ports once more, for the next one.
@@ -85,6 +87,8 @@ impl Homerun {
         let authority = Arc::new(door::Authority::open(&data_dir.join("ca"), crate::seconds())?);
         let images = Images::open(&data_dir.join("images"))?;
         let objects = bucket::Objects::open(&data_dir.join("storage"))?;
+        let builds_dir = data_dir.join("builds");
+        build::open(&builds_dir).with_context(|| format!("cannot use {}", builds_dir.display()))?;
         image::hello::install(&images, HELLO)
             .await
             .context("cannot store the hello image")?;
@@ -221,6 +225,22 @@ impl Homerun {
             held.clone(),
             async move { drop(cleaning_stopped.await) },
         ));
+        let (stop_builds, builds_stopped) = oneshot::channel::<()>();
+        let builds = tokio::spawn(build::run(
+            build::Links {
+                store: store.clone(),
+                images: images.clone(),
+                objects: objects.clone(),
+                engine: engine.clone(),
+                dir: builds_dir.clone(),
+                cache_bytes: config.build_cache,
+                memory_bytes: config.build_memory,
+                cpu_millis: u32::try_from(cores.get() * 1000).unwrap_or(u32::MAX),
+                now: crate::now,
+                chance: crate::chance,
+            },
+            async move { drop(builds_stopped.await) },
+        ));
         let surface = Arc::new(api::Surface {
             store,
             images,
@@ -235,6 +255,7 @@ impl Homerun {
             decisions: Box::new(move |service| decisions.of_service(service)),
             held: Box::new(held),
             operations: api::Operations::default(),
+            build_logs: build::logs(&builds_dir),
             about: api::About {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 data_dir: data_dir.clone(),
@@ -291,6 +312,8 @@ impl Homerun {
             control,
             stop_cleaning,
             cleaning,
+            stop_builds,
+            builds,
             followers,
             sockets,
             kept,
@@ -309,7 +332,10 @@ impl Homerun {
         if cut > 0 {
             tracing::warn!(connections = cut, "cut off at the deadline");
         }
-        drop((self.stop_control, self.stop_cleaning));
+        drop((self.stop_control, self.stop_cleaning, self.stop_builds));
+        if let Err(error) = self.builds.await {
+            tracing::error!(%error, "builds broke off");
+        }
         if let Err(error) = self.cleaning.await {
             tracing::error!(%error, "the collection of image content broke off");
         }
@@ -354,6 +380,11 @@ impl Homerun {
         self.listening.pause();
         drop(self.stop_door);
         nobody_waits(&self.kept.ingress).await;
+        // Those that run begin again with the next one.
+        drop(self.stop_builds);
+        if let Err(error) = self.builds.await {
+            tracing::error!(%error, "builds broke off");
+        }
         drop(self.stop_control);
         if let Err(error) = self.control.await {
             tracing::error!(%error, "control broke off");

@@ -15,14 +15,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("engine", &["model", "image"]),
     ("control", &["model", "capacity", "store", "image", "engine"]),
     ("ingress", &["model", "capacity", "identity"]),
+    ("build", &["model", "store", "image", "bucket", "engine"]),
     ("api", &["model", "store", "image", "bucket", "identity"]),
     ("door", &["identity"]),
     ("cli", &["model"]),
     (
         "homerun",
         &[
-            "model", "capacity", "store", "image", "bucket", "identity", "engine", "control", "ingress", "api", "door",
-            "cli",
+            "model", "capacity", "store", "image", "bucket", "identity", "engine", "control", "build", "ingress",
+            "api", "door", "cli",
         ],
     ),
     ("sim", &["model", "capacity"]),

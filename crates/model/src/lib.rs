@@ -10,6 +10,7 @@
 
 mod artifact;
 mod bucket;
+mod build;
 mod condition;
 mod container;
 mod decision;
@@ -36,6 +37,10 @@ pub use artifact::{
     cleaned_up,
 };
 pub use bucket::Bucket;
+pub use build::{
+    Build, BuildId, BuildState, BuildStep, BuiltImage, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT,
+    Recipe, RecipeError, StorageSource, inside, substitute,
+};
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
 pub use container::{Container, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
 pub use decision::{DecisionKind, ScalingDecision};

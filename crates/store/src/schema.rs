@@ -38,6 +38,7 @@ const STEPS: &[&str] = &[
     STEP_2,
     STEP_3,
     STEP_4,
+    STEP_5,
 ];
 
 /// Version 2: several containers, probes of every kind, bounds of a whole service.
@@ -83,6 +84,14 @@ const STEP_4: &str = "
         PRIMARY KEY (location, name)
     ) STRICT;
     CREATE TABLE buckets (
+        name TEXT NOT NULL PRIMARY KEY,
+        body TEXT NOT NULL
+    ) STRICT;
+";
+
+/// Version 5: builds, by their ids.
+const STEP_5: &str = "
+    CREATE TABLE builds (
         name TEXT NOT NULL PRIMARY KEY,
         body TEXT NOT NULL
     ) STRICT;
@@ -181,6 +190,7 @@ pub(crate) fn load(connection: &Connection, file: &Path) -> Result<Snapshot, Ope
     let revisions: Vec<Arc<model::Revision>> = bodies(connection, file, "revision", "revisions")?;
     let repositories: Vec<Arc<model::ArtifactRepository>> = bodies(connection, file, "repository", "repositories")?;
     let buckets: Vec<Arc<model::Bucket>> = bodies(connection, file, "bucket", "buckets")?;
+    let builds: Vec<Arc<model::Build>> = bodies(connection, file, "build", "builds")?;
     Ok(Snapshot {
         version: version.unsigned_abs(),
         services: services
@@ -199,6 +209,7 @@ pub(crate) fn load(connection: &Connection, file: &Path) -> Result<Snapshot, Ope
             .into_iter()
             .map(|bucket| (bucket.name.clone(), bucket))
             .collect(),
+        builds: builds.into_iter().map(|build| (build.id.clone(), build)).collect(),
     })
 }
 

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use model::{
-    ArtifactRepository, Bucket, BucketName, RepositoryKey, Revision, RevisionKey, RevisionName, Service, ServiceKey,
+    ArtifactRepository, Bucket, BucketName, Build, BuildId, RepositoryKey, Revision, RevisionKey, RevisionName,
+    Service, ServiceKey,
 };
 
 /// `version` grows with every transaction that wrote something, across restarts too; 0 is a store never written to.
@@ -14,6 +15,7 @@ pub struct Snapshot {
     pub revisions: BTreeMap<RevisionKey, Arc<Revision>>,
     pub repositories: BTreeMap<RepositoryKey, Arc<ArtifactRepository>>,
     pub buckets: BTreeMap<BucketName, Arc<Bucket>>,
+    pub builds: BTreeMap<BuildId, Arc<Build>>,
 }
 
 impl Snapshot {

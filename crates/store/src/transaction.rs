@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use model::{ArtifactRepository, Bucket, BucketName, RepositoryKey, Revision, RevisionKey, Service, ServiceKey};
+use model::{
+    ArtifactRepository, Bucket, BucketName, Build, BuildId, RepositoryKey, Revision, RevisionKey, Service, ServiceKey,
+};
 
 use crate::{Snapshot, snapshot::revisions_under};
 
@@ -17,6 +19,8 @@ pub(crate) enum Change {
     DeleteRepository(RepositoryKey),
     PutBucket(Arc<Bucket>),
     DeleteBucket(BucketName),
+    PutBuild(Arc<Build>),
+    DeleteBuild(BuildId),
 }
 
 /// Handed to the work by [`crate::Store::transact`]. Nothing else is written meanwhile, so what the work reads here
@@ -115,6 +119,21 @@ impl Transaction {
         if self.now.buckets.contains_key(name) {
             self.writable().buckets.remove(name);
             self.changes.push(Change::DeleteBucket(name.clone()));
+        }
+    }
+
+    /// Writes the build whole.
+    pub fn put_build(&mut self, build: Build) {
+        let build = Arc::new(build);
+        self.writable().builds.insert(build.id.clone(), build.clone());
+        self.changes.push(Change::PutBuild(build));
+    }
+
+    /// Removes the build. One that is not there: no change.
+    pub fn delete_build(&mut self, id: &BuildId) {
+        if self.now.builds.contains_key(id) {
+            self.writable().builds.remove(id);
+            self.changes.push(Change::DeleteBuild(id.clone()));
         }
     }
 

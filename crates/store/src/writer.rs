@@ -315,6 +315,17 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                 .prepare_cached("DELETE FROM buckets WHERE name = ?1")?
                 .execute([name.as_str()])?;
         }
+        Change::PutBuild(build) => {
+            let body = serde_json::to_string(&**build).expect(json);
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO builds VALUES (?1, ?2)")?
+                .execute(params![build.id.as_str(), body])?;
+        }
+        Change::DeleteBuild(id) => {
+            connection
+                .prepare_cached("DELETE FROM builds WHERE name = ?1")?
+                .execute([id.as_str()])?;
+        }
     }
     Ok(())
 }

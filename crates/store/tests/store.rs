@@ -16,12 +16,12 @@ use std::{
 };
 
 use homerun_store::{OpenError, Store, TransactError, Transaction};
-use model::{ArtifactRepository, Bucket, Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceName};
+use model::{ArtifactRepository, Bucket, Build, Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceName};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-/// What schema version 4 keeps, every field and every variant of it.
-const GOLDEN: &str = include_str!("golden/v4.json");
+/// What schema version 5 keeps, every field and every variant of it.
+const GOLDEN: &str = include_str!("golden/v5.json");
 
 #[derive(Deserialize, Serialize)]
 struct Golden {
@@ -29,10 +29,11 @@ struct Golden {
     revisions: Vec<Revision>,
     repositories: Vec<ArtifactRepository>,
     buckets: Vec<Bucket>,
+    builds: Vec<Build>,
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(GOLDEN).expect("the stored form of version 4 is still read")
+    serde_json::from_str(GOLDEN).expect("the stored form of version 5 is still read")
 }
 
 fn service(name: &str) -> Service {
@@ -130,14 +131,16 @@ async fn deletes_survive_reopen_and_take_the_revisions() {
 }
 
 #[tokio::test]
-async fn repositories_and_buckets_survive_reopen_and_deletes_do() {
+async fn repositories_buckets_and_builds_survive_reopen_and_deletes_do() {
     let dir = dir();
     let store = Store::open(dir.path()).expect("a new store");
     let golden = golden();
     let (repositories, buckets) = (golden.repositories.clone(), golden.buckets.clone());
+    let builds = golden.builds.clone();
     write(&store, move |tx| {
         golden.repositories.into_iter().for_each(|r| tx.put_repository(r));
         golden.buckets.into_iter().for_each(|b| tx.put_bucket(b));
+        golden.builds.into_iter().for_each(|b| tx.put_build(b));
     })
     .await
     .expect("written");
@@ -148,10 +151,15 @@ async fn repositories_and_buckets_survive_reopen_and_deletes_do() {
         assert_eq!(snapshot.repositories[&repository.key].as_ref(), repository);
     }
     assert_eq!(snapshot.buckets.len(), buckets.len());
+    for build in &builds {
+        assert_eq!(snapshot.builds[&build.id].as_ref(), build);
+    }
     let (key, name) = (repositories[0].key.clone(), buckets[0].name.clone());
+    let build = builds[0].id.clone();
     write(&store, move |tx| {
         tx.delete_repository(&key);
         tx.delete_bucket(&name);
+        tx.delete_build(&build);
     })
     .await
     .expect("written");
@@ -159,6 +167,7 @@ async fn repositories_and_buckets_survive_reopen_and_deletes_do() {
     let snapshot = Store::open(dir.path()).expect("the same store").snapshot();
     assert_eq!(snapshot.repositories.len(), repositories.len() - 1);
     assert!(!snapshot.buckets.contains_key(&buckets[0].name));
+    assert_eq!(snapshot.builds.len(), builds.len() - 1);
 }
 
 #[tokio::test]
@@ -504,7 +513,7 @@ async fn a_damaged_database_is_refused_by_name() {
     );
     let error = at("UPDATE meta SET value = 99 WHERE name = 'schema'");
     let text = error.to_string();
-    assert!(text.contains("99") && text.contains("up to 4"), "{text}");
+    assert!(text.contains("99") && text.contains("up to 5"), "{text}");
     let error = at("PRAGMA application_id = 7");
     assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
 }

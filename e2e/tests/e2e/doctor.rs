@@ -103,6 +103,10 @@ fn on_a_disk() {
         lines.next().is_some_and(|line| line.starts_with("gen1     gVisor ")),
         "{fine}"
     );
+    assert!(
+        lines.next().is_some_and(|line| line.starts_with("builds   /")),
+        "{fine}"
+    );
     assert_eq!(lines.next(), Some("fine     this machine has all that Homerun needs"));
     assert_eq!(lines.next(), None);
     // Not a disk for sure, but not what is in memory by its kind either.

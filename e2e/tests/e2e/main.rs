@@ -1,12 +1,13 @@
 //! Every case in `cases/`, with the clients it is written for.
 //!
-//! `cargo nextest run -p homerun-e2e` needs the binary (`HOMERUN_BIN` or a debug build), root, crun, curl, and for
-//! Google's half gcloud.
+//! `cargo nextest run -p homerun-e2e` needs the binary (`HOMERUN_BIN` or a debug build), root, crun, buildah, curl, and
+//! for Google's half gcloud.
 
 mod adoption;
 mod apart;
 mod bad_input;
 mod bounds;
+mod builds;
 mod containers;
 mod doctor;
 mod durability;

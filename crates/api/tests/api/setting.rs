@@ -76,6 +76,7 @@ impl Setting {
                 Box::new(move || Some(held.lock().expect("no panic before").clone()))
             },
             operations: api::Operations::default(),
+            build_logs: dir.path().join("logs"),
             about: About {
                 version: "0.1.0".to_owned(),
                 data_dir: "/var/lib/homerun".into(),

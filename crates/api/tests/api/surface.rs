@@ -114,7 +114,7 @@ async fn what_is_not_served_is_said_so() {
         ),
         (
             RUN,
-            "POST",
+            "GET",
             "/v2/projects/my-project/locations/us-central1/builds:submit",
         ),
         (RUN, "GET", "/v2/projects/my-project/locations/us-central1/services"),
@@ -285,7 +285,11 @@ async fn services_that_are_served_are_enabled() {
         (status, service["state"].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(state("run.googleapis.com").await, (200, "ENABLED".to_owned()));
-    assert_eq!(state("cloudbuild.googleapis.com").await, (200, "DISABLED".to_owned()));
+    assert_eq!(state("cloudbuild.googleapis.com").await, (200, "ENABLED".to_owned()));
+    assert_eq!(
+        state("secretmanager.googleapis.com").await,
+        (200, "DISABLED".to_owned())
+    );
     assert_eq!(state("nonsense").await.0, 404);
     let (status, done) = setting
         .call_at(
@@ -308,17 +312,17 @@ async fn services_that_are_served_are_enabled() {
         (200, Some(2))
     );
     for (path, body) in [
-        (format!("{base}/cloudbuild.googleapis.com:enable"), json!({})),
+        (format!("{base}/secretmanager.googleapis.com:enable"), json!({})),
         (
             format!("{base}:batchEnable"),
-            json!({ "serviceIds": ["run.googleapis.com", "cloudbuild.googleapis.com"] }),
+            json!({ "serviceIds": ["run.googleapis.com", "secretmanager.googleapis.com"] }),
         ),
     ] {
         let (status, refused) = setting.call_at(host, "POST", &path, Some(&body)).await;
         assert_eq!(status, 400, "{refused}");
         let message = refused["error"]["message"].as_str().expect("text");
         assert!(
-            message.starts_with("cloudbuild.googleapis.com cannot be enabled"),
+            message.starts_with("secretmanager.googleapis.com cannot be enabled"),
             "{message}"
         );
     }
@@ -330,7 +334,7 @@ async fn services_that_are_served_are_enabled() {
     let (_, rest) = setting
         .call_at(host, "GET", &format!("{base}?pageSize=2&pageToken={next}"), None)
         .await;
-    assert_eq!(rest["services"][0]["config"]["name"], "serviceusage.googleapis.com");
+    assert_eq!(rest["services"][0]["config"]["name"], "run.googleapis.com");
     assert_eq!(
         setting
             .call_at(host, "GET", &base.replace("my-", "other-"), None)

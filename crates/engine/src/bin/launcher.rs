@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         (Some(word), Some(duty)) if word == homerun_engine::EGRESS => {
             ExitCode::from(homerun_engine::egress_main(&duty))
         }
+        (Some(word), None) if word == homerun_engine::BUILDER => ExitCode::from(homerun_engine::builder_main()),
         _ => ExitCode::from(64),
     }
 }

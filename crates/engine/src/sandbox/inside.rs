@@ -91,6 +91,38 @@ fn reason(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
+/// A process that is about to become a builder.
+#[derive(Debug)]
+pub(crate) struct Furnished {
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Furnished {
+    /// Returns only with why not.
+    pub(crate) fn become_program(&self) -> io::Error {
+        confined::become_program(&self.program, &self.arguments, &self.environment)
+    }
+}
+
+/// Furnishes the calling process's sandbox, all but its network, for a program that nobody has to release.
+pub(crate) fn furnish_builder(plan: &Plan) -> Result<Furnished, String> {
+    let arguments = plan.process.arguments.iter().map(|word| text(word));
+    let arguments = arguments.collect::<Result<Vec<_>, _>>()?;
+    let environment = plan.process.environment.iter().map(|pair| text(pair));
+    let environment = environment.collect::<Result<Vec<_>, _>>()?;
+    rustix::system::sethostname(plan.host_name.as_bytes()).map_err(told("set the host name"))?;
+    mounts::enter(plan)?;
+    let program = confine(&plan.process)?;
+    confined::filter_calls(&plan.filter).map_err(describe("filter system calls"))?;
+    Ok(Furnished {
+        program,
+        arguments,
+        environment,
+    })
+}
+
 struct Ready {
     program: CString,
     spent: Spent,

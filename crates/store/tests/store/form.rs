@@ -5,10 +5,11 @@ use homerun_store::Store;
 use super::{GOLDEN, dir, golden, write};
 
 /// The golden files of earlier versions.
-const EARLIER: [&str; 3] = [
+const EARLIER: [&str; 4] = [
     include_str!("../golden/v1.json"),
     include_str!("../golden/v2.json"),
     include_str!("../golden/v3.json"),
+    include_str!("../golden/v4.json"),
 ];
 
 #[tokio::test]
@@ -25,6 +26,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
         golden.revisions.into_iter().for_each(|r| tx.put_revision(r));
         golden.repositories.into_iter().for_each(|r| tx.put_repository(r));
         golden.buckets.into_iter().for_each(|b| tx.put_bucket(b));
+        golden.builds.into_iter().for_each(|b| tx.put_build(b));
     })
     .await
     .expect("written");
@@ -33,7 +35,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     let schema: i64 = database
         .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
         .expect("there");
-    assert_eq!(schema, 4, "a new version needs its own golden file");
+    assert_eq!(schema, 5, "a new version needs its own golden file");
     let bodies = |table: &str| -> Vec<serde_json::Value> {
         let mut rows = database
             .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
@@ -48,6 +50,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
         "revisions": bodies("revisions"),
         "repositories": bodies("repositories"),
         "buckets": bodies("buckets"),
+        "builds": bodies("builds"),
     });
     assert_eq!(
         serde_json::to_string_pretty(&kept).expect("plain data") + "\n",
@@ -87,9 +90,14 @@ async fn earlier_versions_are_brought_forward() {
                 .execute("INSERT INTO revisions VALUES (?1, ?2, ?3, ?4)", row)
                 .expect("inserted");
         }
+        if version < 4 {
+            database
+                .execute_batch("DROP TABLE repositories; DROP TABLE buckets;")
+                .expect("tables of version 4");
+        }
         database
-            .execute_batch("DROP TABLE repositories; DROP TABLE buckets;")
-            .expect("tables of version 4");
+            .execute_batch("DROP TABLE builds;")
+            .expect("the table of version 5");
         database
             .execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [version])
             .expect("an older version");

@@ -1,0 +1,553 @@
+//! One build from its source to its image: fetch, unpack, build, take over. Every way to fail ends in words for the
+//! client, in the log and in the build.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building};
+use image::{Reference, Tag};
+use model::{Build, BuildState, BuiltImage, Recipe, Timestamp};
+use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
+
+use crate::{
+    Links, archive,
+    cache::Caches,
+    log::{self, Log},
+    relay::{self, told},
+    root,
+};
+
+/// Where the relay for base images listens in a builder.
+const PORT: u16 = 3128;
+/// What the image is called while it is only the builder's.
+const OWN_NAME: &str = "homerun.build/image:latest";
+
+/// What buildah says at the second step on a base image whose configuration has no history: it counts its own steps
+/// against all layers. Without a history it does not count, and does not find layers of earlier builds either.
+const NO_HISTORY: &str = "internal error: history lists";
+
+/// Whether an image tells how it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum History {
+    Kept,
+    LeftOut,
+}
+
+/// Carries builds out.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) links: Links,
+    pub(crate) caches: Caches,
+}
+
+/// Why a build did not end well.
+#[derive(Debug)]
+enum Stop {
+    /// Cancelled, or Homerun ends: whoever asked for it knows.
+    Cancelled,
+    Late,
+    /// The user's own doing, in words for them.
+    Failed(String),
+    /// Ours.
+    Broken(String),
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
+/// Until when a build may go on.
+struct Until {
+    cancelled: watch::Receiver<bool>,
+    deadline: Instant,
+}
+
+impl Until {
+    /// Resolves with the reason to stop.
+    async fn reached(&mut self) -> Stop {
+        tokio::select! {
+            // Without a sender nobody waits for the build any more.
+            _ = self.cancelled.wait_for(|cancelled| *cancelled) => Stop::Cancelled,
+            () = tokio::time::sleep_until(self.deadline) => Stop::Late,
+        }
+    }
+
+    /// Does what cannot be interrupted, and is short.
+    async fn for_short<T>(&mut self, work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
+        let done = work.await?;
+        if *self.cancelled.borrow() {
+            return Err(Stop::Cancelled);
+        }
+        if Instant::now() >= self.deadline {
+            return Err(Stop::Late);
+        }
+        Ok(done)
+    }
+}
+
+/// One build's directories.
+struct Place(PathBuf);
+
+impl Place {
+    fn make(dir: &Path, id: &str) -> io::Result<Self> {
+        let place = Self(dir.join("work").join(id));
+        for name in ["context", "out", "tmp"] {
+            fs::create_dir_all(place.0.join(name))?;
+        }
+        Ok(place)
+    }
+
+    fn of(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, place = %self.0.display(), "what a build left stays until the next start");
+        }
+    }
+}
+
+impl Work {
+    /// Carries a build out and writes down how it ended, unless somebody else has.
+    pub(crate) async fn carry_out(&self, build: Build, cancelled: watch::Receiver<bool>) {
+        let started = build.state.started().unwrap_or_else(self.links.now);
+        let id = build.id.clone();
+        let written = self.set(&build, BuildState::Working { started }).await;
+        if !written {
+            return;
+        }
+        let timeout = Duration::from_secs(build.timeout_seconds.into());
+        let mut until = Until {
+            cancelled,
+            deadline: Instant::now() + timeout,
+        };
+        let mut log = match Log::begin(&log::path(&crate::logs(&self.links.dir), &id)).await {
+            Ok(log) => log,
+            Err(error) => {
+                tracing::error!(%error, build = %id, "the log of a build cannot be written");
+                let why = format!("the log cannot be written: {error}");
+                let finished = (self.links.now)();
+                self.set(&build, BuildState::Failure { started, finished, why }).await;
+                return;
+            }
+        };
+        let done = self.attempt(&build, &mut until, &mut log).await;
+        let finished = (self.links.now)();
+        let state = match done {
+            Ok(images) => {
+                let _ = log.say("DONE").await;
+                BuildState::Success {
+                    started,
+                    finished,
+                    images,
+                }
+            }
+            Err(stop) => {
+                let Some(state) = ending(stop, started, finished, build.timeout_seconds) else {
+                    let _ = log.say("CANCELLED").await;
+                    return;
+                };
+                if let Some(why) = state.why() {
+                    let _ = log.say(&format!("ERROR\nERROR: {why}")).await;
+                }
+                state
+            }
+        };
+        drop(log);
+        self.set(&build, state).await;
+        if let Err(error) = tokio::task::block_in_place(|| self.caches.trim()) {
+            tracing::warn!(%error, "layers of old builds cannot be removed");
+        }
+    }
+
+    /// False: it had ended before, or is gone.
+    async fn set(&self, build: &Build, state: BuildState) -> bool {
+        let id = build.id.clone();
+        let written = self.links.store.transact(move |transaction| {
+            let Some(stored) = transaction.snapshot().builds.get(&id) else {
+                return Ok(false);
+            };
+            if stored.state.is_done() {
+                return Ok(false);
+            }
+            let mut stored = stored.as_ref().clone();
+            stored.state = state;
+            transaction.put_build(stored);
+            Ok::<_, std::convert::Infallible>(true)
+        });
+        match written.await {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    build = %build.id,
+                    "how far a build is was not stored"
+                );
+                // Whoever tries again does not do so at once.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                false
+            }
+        }
+    }
+
+    async fn attempt(&self, build: &Build, until: &mut Until, log: &mut Log) -> Result<Vec<BuiltImage>, Stop> {
+        log.say(&format!("starting build \"{}\"\n\nFETCHSOURCE", build.id))
+            .await?;
+        let Ok(program) = engine::builder_program() else {
+            return Err(Stop::Failed(
+                "buildah is not there, and builds images here: apt-get install --yes buildah".to_owned(),
+            ));
+        };
+        let dir = self.links.dir.clone();
+        let root = tokio::task::block_in_place(|| root::prepare(&dir, &program))
+            .map_err(|error| Stop::Broken(format!("the builder's root cannot be made: {error}")))?;
+        let place = Place::make(&self.links.dir, build.id.as_str())?;
+        until.for_short(self.fetch(build, &place, log)).await?;
+
+        let references = build.images.iter().map(|name| name.parse::<Reference>());
+        let references = references
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| Stop::Failed(told(&error)))?;
+        let Some(first) = references.first() else {
+            return Err(Stop::Failed("the build names no image that is pushed".to_owned()));
+        };
+        let image = first.repository().to_string();
+        let cache = tokio::select! {
+            turn = self.caches.take(&image, async || {
+                let _ = log.say("waiting for another build of this image").await;
+            }) => turn?,
+            stop = until.reached() => return Err(stop),
+        };
+        log.say("BUILD").await?;
+        let mounts = mounts(&place, &cache.storage);
+        let secret = format!("{:032x}", (self.links.chance)());
+        let spec = |arguments| BuilderSpec {
+            id: build.id.as_str().to_owned(),
+            root: root.clone(),
+            mounts: mounts.clone(),
+            arguments,
+            environment: environment(&secret),
+            cpu_millis: self.links.cpu_millis,
+            memory_bytes: self.links.memory_bytes,
+            port: PORT,
+        };
+        let mut made = self
+            .run(spec(build_arguments(&build.recipe, History::Kept)), &secret, until, log)
+            .await?;
+        if made.code != 0 && log.why().contains(NO_HISTORY) {
+            log.say("a base image has no history, so that layers cannot be kept: building again without")
+                .await?;
+            made = self
+                .run(
+                    spec(build_arguments(&build.recipe, History::LeftOut)),
+                    &secret,
+                    until,
+                    log,
+                )
+                .await?;
+        }
+        if made.code != 0 {
+            let why = log.why();
+            let memory = if made.out_of_memory {
+                format!(" (it met its memory limit of {} bytes)", self.links.memory_bytes)
+            } else {
+                String::new()
+            };
+            return Err(Stop::Failed(format!("the build failed{memory} {why}")));
+        }
+        log.say("PUSH").await?;
+        let pushed = self.run(spec(push_arguments()), &secret, until, log).await?;
+        if pushed.code != 0 {
+            return Err(Stop::Broken(format!(
+                "the image cannot be taken out of the builder: {}",
+                log.why()
+            )));
+        }
+        let whole = place.of("out").join("image.tar");
+        // What a builder left is a stranger's: a link would lead anywhere.
+        if !fs::symlink_metadata(&whole)?.is_file() {
+            return Err(Stop::Broken("the builder left no image".to_owned()));
+        }
+        // From here on it is not interrupted: a name is given or is not.
+        until.for_short(async { Ok(()) }).await?;
+        let mut images = Vec::new();
+        for reference in references {
+            let imported = self.links.images.import_layout(&whole, Some(&reference));
+            let imported = imported.await.map_err(|error| Stop::Failed(told(&error)))?;
+            let Some(image) = imported.into_iter().next() else {
+                return Err(Stop::Broken("the builder left no image".to_owned()));
+            };
+            let tag = reference.tag().cloned().unwrap_or_else(Tag::latest);
+            let name = format!("{}:{}", reference.repository(), tag.as_str());
+            log.say(&format!("{name}: {}", image.digest)).await?;
+            images.push(BuiltImage {
+                name,
+                digest: image.digest.to_string(),
+            });
+        }
+        Ok(images)
+    }
+
+    /// Brings the source into the context.
+    async fn fetch(&self, build: &Build, place: &Place, log: &mut Log) -> Result<(), Stop> {
+        let source = &build.source;
+        log.say(&format!("fetching gs://{}/{}", source.bucket, source.object))
+            .await?;
+        let (objects, source, to) = (self.links.objects.clone(), source.clone(), place.of("context"));
+        let recipe = build.recipe.clone();
+        let fetched = tokio::task::spawn_blocking(move || {
+            let opened = objects.read(&source.bucket, &source.object);
+            let (object, file) = opened.map_err(|error| Stop::Failed(told(&error)))?;
+            if let Some(wanted) = source.generation.filter(|wanted| *wanted != object.generation) {
+                let (bucket, name, now) = (&source.bucket, &source.object, object.generation);
+                return Err(Stop::Failed(format!(
+                    "the source gs://{bucket}/{name} of generation {wanted} is not there any more: it is {now} now"
+                )));
+            }
+            let files = archive::unpack(file, &to, archive::LIMITS).map_err(|error| Stop::Failed(told(&error)))?;
+            looks_right(&to, &recipe)?;
+            Ok((files, object.size))
+        });
+        let (files, size) = fetched.await.map_err(io::Error::other)??;
+        log.say(&format!("{files} files out of {size} bytes")).await?;
+        Ok(())
+    }
+
+    /// Runs a builder to its end, with the relay beside it.
+    async fn run(&self, spec: BuilderSpec, secret: &str, until: &mut Until, log: &mut Log) -> Result<BuilderEnd, Stop> {
+        let mut building = self
+            .links
+            .engine
+            .build(spec)
+            .await
+            .map_err(|error| Stop::Broken(told(&error)))?;
+        let followed = {
+            let listener = building.listener.try_clone()?;
+            let relay = relay::serve(listener, self.links.images.clone(), secret);
+            tokio::select! {
+                ended = follow(&mut building, log) => ended,
+                broken = relay => Err(broken.map_or_else(Stop::from, |never| match never {})),
+                stop = until.reached() => Err(stop),
+            }
+        };
+        match followed {
+            Ok(()) => Ok(building.wait().await?),
+            Err(stop) => {
+                building.kill().await?;
+                Err(stop)
+            }
+        }
+    }
+}
+
+/// Writes down what a builder says until it says nothing more.
+async fn follow(building: &mut Building, log: &mut Log) -> Result<(), Stop> {
+    let output = building.output.try_clone()?;
+    let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(output)?;
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        match output.read(&mut buffer).await? {
+            0 => return Ok(()),
+            read => log.heard(&buffer[..read]).await?,
+        }
+    }
+}
+
+/// None: it was cancelled, and whoever did that has written it down.
+fn ending(stop: Stop, started: Timestamp, finished: Timestamp, limit: u32) -> Option<BuildState> {
+    match stop {
+        Stop::Cancelled => None,
+        Stop::Late => Some(BuildState::Timeout {
+            started,
+            finished,
+            why: format!("the build took longer than its limit of {limit} seconds, and was ended"),
+        }),
+        Stop::Failed(why) => Some(BuildState::Failure { started, finished, why }),
+        Stop::Broken(why) => {
+            tracing::error!(why, "a build broke off");
+            let why = format!("the build broke off: {why}");
+            Some(BuildState::Failure { started, finished, why })
+        }
+    }
+}
+
+/// What would otherwise be said in the builder's words.
+fn looks_right(context: &Path, recipe: &Recipe) -> Result<(), Stop> {
+    let directory = context.join(&recipe.directory);
+    if !directory.is_dir() {
+        return Err(Stop::Failed(format!(
+            "the source has no directory \"{}\"",
+            recipe.directory
+        )));
+    }
+    let (file, name) = dockerfile(recipe);
+    if fs::symlink_metadata(context.join(&file)).is_err() {
+        return Err(Stop::Failed(format!("the source has no {name}")));
+    }
+    Ok(())
+}
+
+/// The Dockerfile below the source's root, and how it is called when it is missing.
+fn dockerfile(recipe: &Recipe) -> (PathBuf, String) {
+    if recipe.dockerfile.is_empty() {
+        let file = Path::new(&recipe.directory).join("Dockerfile");
+        let name = file.display().to_string();
+        (file, name)
+    } else {
+        (PathBuf::from(&recipe.dockerfile), recipe.dockerfile.clone())
+    }
+}
+
+fn mounts(place: &Place, storage: &Path) -> Vec<BuilderMount> {
+    let mount = |from: PathBuf, to: &str, read_only| BuilderMount {
+        from,
+        to: to.to_owned(),
+        read_only,
+    };
+    vec![
+        mount(place.of("context"), root::CONTEXT, true),
+        mount(place.of("out"), root::OUT, false),
+        mount(place.of("tmp"), root::TEMPORARY, false),
+        mount(storage.to_owned(), root::STORAGE, false),
+    ]
+}
+
+fn environment(secret: &str) -> Vec<String> {
+    let proxy = relay::address(PORT, secret);
+    vec![
+        "PATH=/usr/bin".to_owned(),
+        "HOME=/root".to_owned(),
+        format!("TMPDIR={}", root::TEMPORARY),
+        format!("XDG_RUNTIME_DIR={}", root::RUN),
+        // It is in a user namespace already, and need not make one.
+        "_CONTAINERS_USERNS_CONFIGURED=done".to_owned(),
+        "BUILDAH_ISOLATION=chroot".to_owned(),
+        format!("HTTP_PROXY={proxy}"),
+        format!("HTTPS_PROXY={proxy}"),
+    ]
+}
+
+fn program() -> Vec<String> {
+    let words = [
+        root::PROGRAM,
+        "--storage-driver",
+        "overlay",
+        "--root",
+        root::STORAGE,
+        "--runroot",
+        root::RUN,
+    ];
+    words.map(str::to_owned).to_vec()
+}
+
+fn build_arguments(recipe: &Recipe, history: History) -> Vec<String> {
+    let mut words = program();
+    let fixed = [
+        "build",
+        "--isolation=chroot",
+        // With it a build step could leave its root for the builder's; it is not among the defaults in the root either.
+        "--cap-drop=CAP_SYS_CHROOT",
+        // The relay's address has the secret in it.
+        "--http-proxy=false",
+        // The relay speaks without TLS.
+        "--tls-verify=false",
+        "--retry=0",
+        "--pull",
+        "--identity-label=false",
+    ];
+    words.extend(fixed.map(str::to_owned));
+    words.push("--layers".to_owned());
+    if recipe.no_cache {
+        words.push("--no-cache".to_owned());
+    }
+    if history == History::LeftOut {
+        words.push("--omit-history".to_owned());
+    }
+    for (name, value) in &recipe.build_args {
+        words.extend(["--build-arg".to_owned(), format!("{name}={value}")]);
+    }
+    for (name, value) in &recipe.labels {
+        words.extend(["--label".to_owned(), format!("{name}={value}")]);
+    }
+    if let Some(target) = &recipe.target {
+        words.extend(["--target".to_owned(), target.clone()]);
+    }
+    let (file, _) = dockerfile(recipe);
+    let context = Path::new(root::CONTEXT);
+    words.extend(["--file".to_owned(), context.join(file).display().to_string()]);
+    words.extend(["--tag".to_owned(), OWN_NAME.to_owned()]);
+    words.push(context.join(&recipe.directory).display().to_string());
+    words
+}
+
+fn push_arguments() -> Vec<String> {
+    let mut words = program();
+    let to = format!("oci-archive:{}/image.tar:latest", root::OUT);
+    words.extend(["push", "--quiet", OWN_NAME].map(str::to_owned));
+    words.push(to);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_buildah_is_told() {
+        let recipe = Recipe {
+            tags: vec!["x".to_owned()],
+            directory: "app".to_owned(),
+            build_args: vec![("A".to_owned(), "1 2".to_owned())],
+            labels: vec![("l".to_owned(), String::new())],
+            target: Some("final".to_owned()),
+            ..Recipe::default()
+        };
+        let words = build_arguments(&recipe, History::Kept);
+        let expected = [
+            "--pull",
+            "--identity-label=false",
+            "--layers",
+            "--build-arg",
+            "A=1 2",
+            "--label",
+            "l=",
+            "--target",
+            "final",
+            "--file",
+            "/build/context/app/Dockerfile",
+            "--tag",
+            "homerun.build/image:latest",
+            "/build/context/app",
+        ];
+        assert!(words.ends_with(&expected.map(str::to_owned)), "{words:?}");
+        assert!(words.contains(&"--cap-drop=CAP_SYS_CHROOT".to_owned()));
+        assert!(!words.contains(&"--omit-history".to_owned()));
+        let other = Recipe {
+            no_cache: true,
+            dockerfile: "d/File".to_owned(),
+            ..Recipe::default()
+        };
+        let plain = build_arguments(&other, History::LeftOut);
+        assert!(plain.contains(&"--omit-history".to_owned()));
+        assert!(plain.contains(&"--no-cache".to_owned()));
+        assert!(plain.contains(&"/build/context/d/File".to_owned()));
+        assert_eq!(plain.last().map(String::as_str), Some("/build/context/"));
+    }
+
+    #[test]
+    fn a_cancelled_build_is_left_as_it_was_written() {
+        let at = Timestamp::from_micros(1);
+        assert_eq!(ending(Stop::Cancelled, at, at, 1), None);
+        let late = ending(Stop::Late, at, at, 7).expect("an end");
+        assert!(late.why().is_some_and(|why| why.contains("7 seconds")), "{late:?}");
+        assert_eq!(late.word(), "TIMEOUT");
+    }
+}
