@@ -80,6 +80,8 @@ pub(crate) enum Content<'a> {
     None,
     Json(&'a Value),
     Form(String),
+    /// None, and of the answer only what begins at this byte.
+    From(u64),
     /// A stream of a known length.
     Stream {
         media_type: &'a str,
@@ -95,6 +97,7 @@ impl<'a> Content<'a> {
             Self::None => Some(Content::None),
             Self::Json(value) => Some(Content::Json(value)),
             Self::Form(form) => Some(Content::Form(form.clone())),
+            Self::From(first) => Some(Content::From(*first)),
             Self::Stream { .. } => None,
         }
     }
@@ -246,6 +249,25 @@ impl Server {
                 call: format!("{method} {path}"),
                 what: "no JSON object".to_owned(),
             }),
+        }
+    }
+
+    /// What there is from a byte on of something that grows. None: nothing, or it has not begun.
+    pub(crate) fn bytes_from(
+        &self,
+        outside: &Outside<'_>,
+        host: &str,
+        path: &str,
+        first: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let mut response = self.send(outside, &Method::GET, host, path, Content::From(first))?;
+        match response.status() {
+            StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE => Ok(None),
+            code if code.is_success() => {
+                let body = response.body_mut().with_config().limit(LONGEST_ANSWER).read_to_vec();
+                body.map(Some).map_err(|source| broken(&self.api, source))
+            }
+            code => Err(Refusal::read(code.as_u16(), &self.text(&mut response)?).into()),
         }
     }
 
@@ -420,6 +442,10 @@ fn exchange(
         // without a length a POST would be sent in chunks, and a GET takes no body at all
         Content::None if *method == Method::POST => agent.run(request.body("").map_err(failed)?),
         Content::None => agent.run(request.body(()).map_err(failed)?),
+        Content::From(first) => {
+            request = request.header("range", format!("bytes={first}-"));
+            agent.run(request.body(()).map_err(failed)?)
+        }
         Content::Json(value) => {
             request = request.header("content-type", "application/json");
             agent.run(request.body(value.to_string()).map_err(failed)?)

@@ -7,6 +7,7 @@
 //! progress, questions, errors and the closing sentence go to `err`, as gcloud does, so that `--format` can be piped.
 
 mod artifact;
+mod build;
 mod call;
 mod change;
 mod collect;
@@ -28,6 +29,7 @@ mod release;
 mod revision;
 mod service;
 mod settings;
+mod source;
 mod stage;
 mod surroundings;
 mod template;
@@ -118,6 +120,7 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
         Word::Images(Images::List(listing)) => artifact::docker::everywhere(outside, &order, listing),
         Word::Images(Images::Collect { older_than }) => collect::run(outside, &order, *older_than),
         Word::Images(Images::Import(import)) => import::run(outside, global, import),
+        Word::Builds(builds) => build::run(outside, &order, builds),
         Word::Env(env) => surroundings::env(outside, global, env),
         Word::Gcloud(gcloud) => surroundings::gcloud(outside, global, gcloud),
         Word::Trust(trust) => trust::run(outside, global, trust),

@@ -15,7 +15,7 @@ use crate::release::{self, Release, Until};
 use crate::stage::{CONFIGURATIONS, POLICY, ROUTES, Stages};
 use crate::traffic::To;
 use crate::words::{DeleteService, Deploy, Listing, Replace, Update, UpdateTraffic};
-use crate::{Error, Order, Outside, flag, human, template, traffic};
+use crate::{Error, Order, Outside, build, flag, human, template, traffic};
 
 const GLOBAL: &str = "run.googleapis.com";
 const COLUMNS: &[Column] = &[
@@ -97,14 +97,19 @@ pub(crate) fn regions(outside: &mut Outside<'_>, order: &Order<'_>, listing: &Li
 }
 
 pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Deploy) -> Result<(), Error> {
+    if deploy.source.is_some() && !deploy.settings.containers.is_empty() {
+        return Err(Error::Usage(
+            "--source with --container is not served by Homerun: build the images with `builds submit`".to_owned(),
+        ));
+    }
     let server = Server::find(outside, order.global)?;
     let found = server.find_one(outside, "services", &deploy.service)?;
     let new = found.is_none();
     let mut service = match found {
         Some(service) => service,
-        None if !deploy.settings.has_image() => {
+        None if !deploy.settings.has_image() && deploy.source.is_none() => {
             return Err(Error::Failed(format!(
-                "service [{}] does not exist yet: give its image with --image",
+                "service [{}] does not exist yet: give its image with --image, or its source with --source",
                 deploy.service
             )));
         }
@@ -123,8 +128,17 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
         deploy: true,
         chance: outside.chance,
     };
+    if let Some(source) = &deploy.source {
+        let made = build::of_service(outside, &server, &deploy.service, source)?;
+        template::pin(&mut service, &made.image)?;
+        let annotations = change::object(&mut service, &["metadata", "annotations"])?;
+        for (name, value) in made.annotations {
+            annotations.insert(name.to_owned(), value.into());
+        }
+    }
     change::apply(&mut service, &deploy.settings, occasion)?;
-    if !new && !deploy.settings.has_image_for(template::name(&service)) {
+    let has_image = deploy.source.is_some() || deploy.settings.has_image_for(template::name(&service));
+    if !new && !has_image {
         release::pin_image(outside, &server, &mut service)?;
     }
     outside.say(&format!(

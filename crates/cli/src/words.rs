@@ -7,6 +7,7 @@
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::artifact::Artifacts;
+use crate::build::Builds;
 use crate::flag::{self, List, Pairs, Percents};
 use crate::not_served;
 use crate::settings::{self, Settings};
@@ -76,6 +77,9 @@ pub(crate) enum Word {
     /// Container images
     #[command(subcommand)]
     Images(Images),
+    /// Images from source
+    #[command(subcommand)]
+    Builds(Builds),
     /// Print the shell exports that point gcloud at this Homerun
     Env(Env),
     /// Run Google's gcloud against this Homerun
@@ -303,6 +307,9 @@ pub(crate) struct SetPolicy {
 #[derive(Debug, Args)]
 pub(crate) struct Deploy {
     pub(crate) service: String,
+    /// Directory with a Dockerfile to build the image from, in place of --image
+    #[arg(long, conflicts_with = "image")]
+    pub(crate) source: Option<std::path::PathBuf>,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Let everyone call the service
@@ -414,6 +421,7 @@ pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Ear
         | Word::Auth(_)
         | Word::Artifacts(_)
         | Word::Images(_)
+        | Word::Builds(_)
         | Word::Env(_)
         | Word::Trust(_) => {}
     }
@@ -480,8 +488,8 @@ mod tests {
     #[test]
     fn flags_that_are_not_served_are_refused_by_name() {
         for line in [
-            "run deploy a --source=.",
-            "run deploy a --source .",
+            "run deploy a --source=. --function=f",
+            "run deploy a --source . --dockerfile D",
             "run deploy a --image=i --set-secrets=A=b:latest",
             "run services update a --vpc-connector=c",
             "run services list --filter=x",

@@ -388,6 +388,45 @@ fn a_base_without_a_history_is_built_upon() {
 }
 
 #[test]
+fn our_own_words_build_and_deploy() {
+    let mut user = User::of_homerun();
+    let base = user.import_base();
+    let dir = source(
+        &user,
+        "app",
+        &format!("FROM {base}\nRUN echo it says this\nCOPY name /etc/name\nENTRYPOINT [\"/probe\"]\n"),
+    );
+    fs::write(dir.join("name"), "ours").expect("written");
+    let url = user.deploy("app", "--source=app");
+    assert_eq!(user.get(&format!("{url}/name")), "ours");
+    let said = user.ok(&format!("gcloud builds submit app --tag={PLACE}/app:v1"));
+    for line in ["FETCHSOURCE", "DONE"] {
+        assert!(said.lines().any(|of| of == line), "no line {line} in {said}");
+    }
+    assert_eq!(
+        user.ok("gcloud builds list --format='value(status)'"),
+        "SUCCESS\nSUCCESS"
+    );
+    let id = user.ok("gcloud builds list --limit=1 --format='value(id)'");
+    assert!(user.ok(&format!("gcloud builds log {id}")).contains("it says this"));
+    assert!(
+        user.ok(&format!("gcloud builds describe {id}"))
+            .contains("status: SUCCESS")
+    );
+    let said = user.refused(&format!("gcloud builds cancel {id}"));
+    assert!(said.contains("has ended already"), "{said}");
+    fs::write(
+        dir.join("Dockerfile"),
+        format!("FROM {base}\nRUN echo out of luck; exit 3\n"),
+    )
+    .expect("written");
+    let said = user.refused("gcloud run deploy app --source=app $REGION --quiet");
+    assert!(said.contains("out of luck"), "{said}");
+    assert_eq!(user.get(&format!("{url}/name")), "ours");
+    user.leaves();
+}
+
+#[test]
 fn a_build_beyond_its_memory_says_so() {
     let (mut user, base) = user(&["--build-memory", "256MiB"]);
     source(

@@ -268,8 +268,12 @@ fn words_that_are_not_understood_exit_with_2() {
     let cloud = Cloud::start();
     let table = [
         (
+            vec!["run", "deploy", "a", "--source=.", "--function=f"],
+            "--function is not served by Homerun",
+        ),
+        (
             vec!["run", "deploy", "a", "--image=i", "--source=."],
-            "--source is not served by Homerun",
+            "cannot be used with",
         ),
         (
             vec!["run", "deploy", "a", "--image=i", "--memroy=1Gi"],
