@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     by_hand::Hands,
@@ -23,7 +23,7 @@ use crate::{
 const ROUNDS: usize = 30;
 /// Nothing happens before each start: a loop without a pause would hide what a start after idle costs.
 const IDLE: Duration = Duration::from_millis(60);
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// Until what was parked anew after the last start is there: that begins two seconds after it.
 const REFILL: Duration = Duration::from_millis(2700);
 const PEER_ROUNDS: usize = 5;
@@ -198,7 +198,8 @@ fn bare(program: &Path) -> Result<f64> {
 
 fn bare_flask(inside: u32) -> Result<f64> {
     let port = free_port()?;
-    let mut command = Command::new("chroot");
+    // By its place: it is looked for along the PATH that it is given.
+    let mut command = Command::new("/usr/sbin/chroot");
     command
         .arg(format!("/proc/{inside}/root"))
         .args(["/bin/sh", "-c"])
@@ -207,7 +208,8 @@ fn bare_flask(inside: u32) -> Result<f64> {
         ))
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("APP_COLOR", "blue");
+        .env("APP_COLOR", "blue")
+        .env("APP_VERSION", "1.0.0");
     bare_start(command, port)
 }
 
@@ -237,16 +239,25 @@ fn bare_start(mut command: Command, port: u16) -> Result<f64> {
 }
 
 fn first_byte(address: SocketAddr, began: Instant) -> Result<Duration> {
-    loop {
-        if let Ok(mut stream) = TcpStream::connect(address) {
-            write!(stream, "GET / HTTP/1.1\r\nHost: bare\r\nConnection: close\r\n\r\n")?;
-            let read = stream.read(&mut [0; 1024])?;
-            ensure!(read > 0, "the bare program closes without an answer");
-            return Ok(began.elapsed());
+    let ask = || -> io::Result<usize> {
+        let mut stream = TcpStream::connect(address)?;
+        // While nobody listens at a port that the kernel gives away, a socket may be connected to itself.
+        if stream.local_addr()? == address {
+            return Ok(0);
         }
-        ensure!(began.elapsed() < PATIENCE, "the bare program does not listen");
+        write!(stream, "GET / HTTP/1.1\r\nHost: bare\r\nConnection: close\r\n\r\n")?;
+        stream.read(&mut [0; 1024])
+    };
+    let mut told = String::from("it does not listen");
+    while began.elapsed() < PATIENCE {
+        match ask() {
+            Ok(read) if read > 0 => return Ok(began.elapsed()),
+            Ok(_) => "it closes without an answer".clone_into(&mut told),
+            Err(error) => told = error.to_string(),
+        }
         thread::sleep(Duration::from_micros(100));
     }
+    bail!("no answer of the bare program within {PATIENCE:?}: {told}")
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -74,14 +74,27 @@ pub(crate) fn idle_cpu() -> Result<Measured> {
     homerun.deploy_image("other", HELLO, &["--min-instances=1"])?;
     let homerun = copied(homerun, "other", 200)?;
     homerun.wait_for_instances(201)?;
-    thread::sleep(Duration::from_secs(5));
+    // Idle is what it is when everything is parked that is to be, a few in a second.
+    let mut parked = None;
+    for _ in 0..60 {
+        thread::sleep(Duration::from_secs(5));
+        let now = homerun.parked();
+        if parked.replace(now) == Some(now) {
+            break;
+        }
+    }
     let before = cpu_seconds(homerun.pid())?;
     thread::sleep(WATCHED);
     let used = cpu_seconds(homerun.pid())? - before;
     let percent = used / WATCHED.as_secs_f64() * 100.0;
     Ok(Measured {
         value: percent,
-        notes: vec![format!("{:.0} ms in {} s", used * 1000.0, WATCHED.as_secs())],
+        notes: vec![format!(
+            "{:.0} ms in {} s, {} sandboxes parked",
+            used * 1000.0,
+            WATCHED.as_secs(),
+            parked.unwrap_or_default()
+        )],
         samples: vec![("percent".to_owned(), vec![percent])],
     })
 }

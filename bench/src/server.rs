@@ -182,6 +182,13 @@ impl Homerun {
         self.running().into_values().flatten().collect()
     }
 
+    /// How many sandboxes wait for their start, by their marks.
+    pub(crate) fn parked(&self) -> usize {
+        let bundles = Path::new("/run/homerun").join(&self.id8).join("bundles");
+        let bundles = fs::read_dir(bundles).into_iter().flatten().flatten();
+        bundles.filter(|bundle| bundle.path().join("parked").exists()).count()
+    }
+
     fn running(&self) -> BTreeMap<String, Vec<u32>> {
         let parent = format!("homerun-{}", self.id8);
         let trees = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|tree| Path::new(tree).join(&parent));
