@@ -27,7 +27,7 @@ pub enum OpenError {
     Launch(#[from] LaunchError),
 }
 
-/// Why an instance is not started. Everything else shows as [`InstanceState::Stopped`].
+/// Why an instance is not started. Everything else shows as [`InstanceState::Stopped`](model::InstanceState::Stopped).
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StartError {
     #[error("instance {id}: all {limit} ranges of user ids are in use")]

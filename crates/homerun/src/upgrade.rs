@@ -104,7 +104,7 @@ fn ask(api: SocketAddr, binary: Option<&Path>) -> anyhow::Result<()> {
 
 /// Hands over to a new process. Some: that did not succeed, and we serve on. None: it did, and all our requests have
 /// ended.
-/// `stop` resolves when those requests are to end within [`DRAIN`](crate::up::DRAIN).
+/// `stop` resolves when those requests are to end within [`DRAIN`].
 pub(crate) async fn hand_over(
     homerun: Homerun,
     config: &Config,
