@@ -16,6 +16,7 @@ mod collect;
 mod decisions;
 mod document;
 mod error;
+mod mirror;
 mod operations;
 mod page;
 mod projects;

@@ -163,7 +163,8 @@ fn writable(surface: &Surface, repository: &Repository) -> Result<(), Refusal> {
     match repository.path().split_once('/') {
         Some((first, _)) if first == project.as_str() => Ok(()),
         _ => Err(Refusal::denied(format!(
-            "repository {repository} cannot be written: this Homerun's are {}/{project}/...",
+            "repository {repository} cannot be written: this Homerun's are {}/{project}/... (an image there is given \
+             another registry's name by `homerun images mirror`)",
             repository.host()
         ))),
     }

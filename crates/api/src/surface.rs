@@ -15,6 +15,7 @@ use store::Store;
 use crate::{
     artifact_registry, cloud_build, collect, decisions, document,
     error::{Code, Error},
+    mirror,
     operations::Operations,
     projects, registry,
     reply::{self, Body, BoxError},
@@ -166,6 +167,10 @@ async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Resp
                 Err(refused) => Err(refused),
             }
         }
+        Api::Plain if path.starts_with("/homerun/v1/images:") => match caller(surface, &request) {
+            Ok(_) => mirror::answer(surface, host, request).await,
+            Err(refused) => Err(refused),
+        },
         Api::Plain => plain(surface, host, &request),
         Api::Oauth => oauth(surface, host, request).await,
         Api::Run(region) => match caller(surface, &request) {

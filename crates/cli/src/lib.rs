@@ -21,6 +21,7 @@ mod iam;
 mod import;
 mod kept;
 mod key;
+mod mirror;
 mod not_served;
 mod outside;
 mod parts;
@@ -120,6 +121,9 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
         Word::Images(Images::List(listing)) => artifact::docker::everywhere(outside, &order, listing),
         Word::Images(Images::Collect { older_than }) => collect::run(outside, &order, *older_than),
         Word::Images(Images::Import(import)) => import::run(outside, global, import),
+        Word::Images(Images::Mirror { name, image }) => mirror::set(outside, &order, name, image),
+        Word::Images(Images::Mirrors(listing)) => mirror::list(outside, &order, listing),
+        Word::Images(Images::Unmirror { name }) => mirror::remove(outside, &order, name),
         Word::Builds(builds) => build::run(outside, &order, builds),
         Word::Env(env) => surroundings::env(outside, global, env),
         Word::Gcloud(gcloud) => surroundings::gcloud(outside, global, gcloud),

@@ -202,6 +202,17 @@ pub(crate) enum Images {
     List(Listing),
     /// Push an OCI layout (a directory or a tar of one) or an archive of `docker save` to the registry
     Import(Import),
+    /// Let a name of another registry mean an image of this one: in `FROM`, and in a deploy
+    Mirror {
+        /// Such as python:3.12-slim, which is docker.io/library/python:3.12-slim
+        name: String,
+        /// An image that is here, such as us-central1-docker.pkg.dev/my-project/base/python:3.11
+        image: String,
+    },
+    /// List the names of other registries that mean an image of this one
+    Mirrors(Listing),
+    /// Take such a name away
+    Unmirror { name: String },
     /// Remove image content now that nothing needs any more
     Collect {
         /// Content that was wanted within this time stays, such as 24h or 10m; a push that runs may need it

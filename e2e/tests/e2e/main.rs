@@ -17,6 +17,7 @@ mod generations;
 mod half_open;
 mod images;
 mod ingress;
+mod mirror;
 mod probes;
 mod protocols;
 mod room;
