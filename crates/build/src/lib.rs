@@ -15,6 +15,7 @@
 
 mod archive;
 mod cache;
+mod index;
 mod log;
 mod relay;
 mod root;
@@ -40,6 +41,7 @@ use tokio::{
 
 pub use crate::{
     archive::{MAX_ARCHIVE, MAX_ENTRIES, MAX_UNPACKED},
+    index::PipIndex,
     log::{MAX_LOG, path as log_path},
 };
 use crate::{cache::Caches, work::Work};
@@ -64,6 +66,8 @@ pub struct Links {
     pub memory_bytes: u64,
     /// Of each build, in thousandths of a CPU.
     pub cpu_millis: u32,
+    /// What pip in build steps reads; None is nothing.
+    pub pip_index: Option<PipIndex>,
     pub now: fn() -> Timestamp,
     pub chance: fn() -> u128,
 }

@@ -3,6 +3,7 @@
 //!
 //! The builder's own requests carry a secret of this build, which its build steps do not know: they share its loopback,
 //! and would otherwise have the machine ask strangers for them. It is read only, and reaches nothing but images.
+//! What the steps themselves may ask, and nobody else does, is the package index ([`crate::index`]).
 
 use std::{
     convert::Infallible,
@@ -22,14 +23,18 @@ use image::{Digest, Images, Reference, Repository, ResolveError, Version};
 use serde_json::json;
 use tokio::{io::AsyncRead as _, task::JoinSet};
 
+use crate::index::{self, Reader};
+
 /// How much of a blob is read at a time.
 const PIECE: usize = 128 << 10;
 /// Largest manifest that is looked for among blobs (distribution specification).
 const MAX_MANIFEST: u64 = image::MAX_MANIFEST_BYTES;
+/// Most connections at a time; the next one waits until one of them ends.
+const MOST_CONNECTIONS: usize = 64;
 /// What the builder is called as a user of the proxy.
 const USER: &str = "build";
 
-type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// What a builder is given as `HTTP_PROXY` and `HTTPS_PROXY`.
 pub(crate) fn address(port: u16, secret: &str) -> String {
@@ -37,7 +42,12 @@ pub(crate) fn address(port: u16, secret: &str) -> String {
 }
 
 /// Serves until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, images: Images, secret: &str) -> std::io::Result<Infallible> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    images: Images,
+    secret: &str,
+    index: Option<Reader>,
+) -> std::io::Result<Infallible> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let expected = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{secret}"));
     let expected: Arc<str> = format!("Basic {expected}").into();
@@ -45,11 +55,22 @@ pub(crate) async fn serve(listener: TcpListener, images: Images, secret: &str) -
     loop {
         let (stream, _) = listener.accept().await?;
         while connections.try_join_next().is_some() {}
-        let (images, expected) = (images.clone(), expected.clone());
+        if connections.len() >= MOST_CONNECTIONS {
+            connections.join_next().await;
+        }
+        let (images, expected, index) = (images.clone(), expected.clone(), index.clone());
         connections.spawn(async move {
-            let service = hyper::service::service_fn(move |request| {
-                let (images, expected) = (images.clone(), expected.clone());
-                async move { Ok::<_, Infallible>(answer(&images, &expected, &request).await) }
+            let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                let (images, expected, index) = (images.clone(), expected.clone(), index.clone());
+                async move {
+                    // A proxy is asked for a host's resource, a server for its own.
+                    let is_own = request.uri().authority().is_none() && index::is_asked_for(request.uri().path());
+                    Ok::<_, Infallible>(match index {
+                        _ if !is_own => answer(&images, &expected, &request).await,
+                        Some(index) => index.answer(&request).await,
+                        None => index::nobody(),
+                    })
+                }
             });
             // A builder that hangs up has what it wants.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -59,7 +80,7 @@ pub(crate) async fn serve(listener: TcpListener, images: Images, secret: &str) -
     }
 }
 
-fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Body> {
+pub(crate) fn full(status: StatusCode, kind: &'static str, content: impl Into<Bytes>) -> Response<Body> {
     let body = Full::new(content.into()).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;

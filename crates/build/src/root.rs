@@ -10,6 +10,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use crate::index;
+
 /// Where things are in a builder.
 pub(crate) const PROGRAM: &str = "/usr/bin/buildah";
 pub(crate) const CONTEXT: &str = "/build/context";
@@ -17,6 +19,10 @@ pub(crate) const OUT: &str = "/build/out";
 pub(crate) const TEMPORARY: &str = "/build/tmp";
 pub(crate) const STORAGE: &str = "/build/storage";
 pub(crate) const RUN: &str = "/run/containers";
+/// What steps see as `/etc/pip.conf` where there is an index.
+pub(crate) const PIP: &str = "/etc/homerun/pip.conf";
+/// Where the relay listens in a builder.
+pub(crate) const PORT: u16 = 3128;
 
 /// Of whatever registry: what it may be is decided by who answers.
 const POLICY: &str = r#"{"default":[{"type":"insecureAcceptAnything"}]}
@@ -34,10 +40,11 @@ default_capabilities = [
 ]
 "#;
 
-const DIRECTORIES: [&str; 12] = [
+const DIRECTORIES: [&str; 13] = [
     "build",
     "dev",
     "etc/containers",
+    "etc/homerun",
     "lib",
     "lib64",
     "proc",
@@ -60,9 +67,10 @@ pub(crate) fn prepare(dir: &Path, program: &Path) -> io::Result<PathBuf> {
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let program = program.canonicalize()?;
     let found = fs::metadata(&program)?;
+    let pip = index::configuration(PORT);
     // Another program, another root.
     let mark = format!(
-        "{} {} {} {} {POLICY}{REGISTRIES}{CONTAINERS}",
+        "{} {} {} {} {POLICY}{REGISTRIES}{CONTAINERS}{pip}",
         program.display(),
         found.len(),
         found.mtime(),
@@ -94,6 +102,7 @@ pub(crate) fn prepare(dir: &Path, program: &Path) -> io::Result<PathBuf> {
         ("etc/containers/policy.json", POLICY),
         ("etc/containers/registries.conf", REGISTRIES),
         ("etc/containers/containers.conf", CONTAINERS),
+        (PIP.trim_start_matches('/'), pip.as_str()),
         ("etc/passwd", "root:x:0:0:root:/root:/bin/false\n"),
         ("etc/group", "root:x:0:\n"),
     ] {

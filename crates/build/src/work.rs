@@ -15,13 +15,12 @@ use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 use crate::{
     Links, archive,
     cache::Caches,
+    index::{self, PipIndex, Reader},
     log::{self, Log},
     relay::{self, told},
     root,
 };
 
-/// Where the relay for base images listens in a builder.
-const PORT: u16 = 3128;
 /// What the image is called while it is only the builder's.
 const OWN_NAME: &str = "homerun.build/image:latest";
 
@@ -227,6 +226,10 @@ impl Work {
             stop = until.reached() => return Err(stop),
         };
         log.say("BUILD").await?;
+        let index = self.links.pip_index.as_ref();
+        if let Some(index) = index {
+            log.say(&format!("package index of pip: {index}")).await?;
+        }
         let mounts = mounts(&place, &cache.storage);
         let secret = format!("{:032x}", (self.links.chance)());
         let spec = |arguments| BuilderSpec {
@@ -237,17 +240,22 @@ impl Work {
             environment: environment(&secret),
             cpu_millis: self.links.cpu_millis,
             memory_bytes: self.links.memory_bytes,
-            port: PORT,
+            port: root::PORT,
         };
         let mut made = self
-            .run(spec(build_arguments(&build.recipe, History::Kept)), &secret, until, log)
+            .run(
+                spec(build_arguments(&build.recipe, index, History::Kept)),
+                &secret,
+                until,
+                log,
+            )
             .await?;
         if made.code != 0 && log.why().contains(NO_HISTORY) {
             log.say("a base image has no history, so that layers cannot be kept: building again without")
                 .await?;
             made = self
                 .run(
-                    spec(build_arguments(&build.recipe, History::LeftOut)),
+                    spec(build_arguments(&build.recipe, index, History::LeftOut)),
                     &secret,
                     until,
                     log,
@@ -261,7 +269,9 @@ impl Work {
             } else {
                 String::new()
             };
-            return Err(Stop::Failed(format!("the build failed{memory} {why}")));
+            let hint = index::hint(&why).filter(|_| index.is_none());
+            let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
+            return Err(Stop::Failed(format!("the build failed{memory} {why}{hint}")));
         }
         log.say("PUSH").await?;
         let pushed = self.run(spec(push_arguments()), &secret, until, log).await?;
@@ -323,6 +333,8 @@ impl Work {
 
     /// Runs a builder to its end, with the relay beside it.
     async fn run(&self, spec: BuilderSpec, secret: &str, until: &mut Until, log: &mut Log) -> Result<BuilderEnd, Stop> {
+        let index = self.links.pip_index.as_ref();
+        let index = index.map(|index| Reader::open(index, secret)).transpose()?;
         let mut building = self
             .links
             .engine
@@ -331,7 +343,7 @@ impl Work {
             .map_err(|error| Stop::Broken(told(&error)))?;
         let followed = {
             let listener = building.listener.try_clone()?;
-            let relay = relay::serve(listener, self.links.images.clone(), secret);
+            let relay = relay::serve(listener, self.links.images.clone(), secret, index);
             tokio::select! {
                 ended = follow(&mut building, log) => ended,
                 broken = relay => Err(broken.map_or_else(Stop::from, |never| match never {})),
@@ -421,7 +433,7 @@ fn mounts(place: &Place, storage: &Path) -> Vec<BuilderMount> {
 }
 
 fn environment(secret: &str) -> Vec<String> {
-    let proxy = relay::address(PORT, secret);
+    let proxy = relay::address(root::PORT, secret);
     vec![
         "PATH=/usr/bin".to_owned(),
         "HOME=/root".to_owned(),
@@ -448,7 +460,7 @@ fn program() -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-fn build_arguments(recipe: &Recipe, history: History) -> Vec<String> {
+fn build_arguments(recipe: &Recipe, index: Option<&PipIndex>, history: History) -> Vec<String> {
     let mut words = program();
     let fixed = [
         "build",
@@ -470,6 +482,14 @@ fn build_arguments(recipe: &Recipe, history: History) -> Vec<String> {
     }
     if history == History::LeftOut {
         words.push("--omit-history".to_owned());
+    }
+    if index.is_some() {
+        // Seen by the steps, and not a part of the image. What the file lies on has the last two, and in a user
+        // namespace nobody takes them away.
+        words.extend([
+            "--volume".to_owned(),
+            format!("{}:/etc/pip.conf:ro,nosuid,nodev", root::PIP),
+        ]);
     }
     for (name, value) in &recipe.build_args {
         words.extend(["--build-arg".to_owned(), format!("{name}={value}")]);
@@ -510,7 +530,7 @@ mod tests {
             target: Some("final".to_owned()),
             ..Recipe::default()
         };
-        let words = build_arguments(&recipe, History::Kept);
+        let words = build_arguments(&recipe, None, History::Kept);
         let expected = [
             "--pull",
             "--identity-label=false",
@@ -530,12 +550,15 @@ mod tests {
         assert!(words.ends_with(&expected.map(str::to_owned)), "{words:?}");
         assert!(words.contains(&"--cap-drop=CAP_SYS_CHROOT".to_owned()));
         assert!(!words.contains(&"--omit-history".to_owned()));
+        assert!(!words.contains(&"--volume".to_owned()));
         let other = Recipe {
             no_cache: true,
             dockerfile: "d/File".to_owned(),
             ..Recipe::default()
         };
-        let plain = build_arguments(&other, History::LeftOut);
+        let index = PipIndex::parse("pip=https://pypi.org/simple").expect("an index");
+        let plain = build_arguments(&other, Some(&index), History::LeftOut);
+        assert!(plain.contains(&"/etc/homerun/pip.conf:/etc/pip.conf:ro,nosuid,nodev".to_owned()));
         assert!(plain.contains(&"--omit-history".to_owned()));
         assert!(plain.contains(&"--no-cache".to_owned()));
         assert!(plain.contains(&"/build/context/d/File".to_owned()));

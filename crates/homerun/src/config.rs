@@ -74,6 +74,10 @@ pub(crate) struct Flags {
     /// Memory of one build, such as 4GiB [default: 4GiB]
     #[arg(long, env = "HOMERUN_BUILD_MEMORY", value_name = "SIZE", value_parser = size)]
     build_memory: Option<u64>,
+    /// Package index that build steps may read, such as pip=https://pypi.org/simple [default: none]
+    #[arg(long, env = "HOMERUN_BUILD_INDEX", value_name = "KIND=URL", value_parser = build::PipIndex::parse,
+        value_delimiter = ',', hide_env_values = true)]
+    build_index: Vec<build::PipIndex>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -100,6 +104,7 @@ struct File {
     registry_quota: Option<String>,
     build_cache: Option<String>,
     build_memory: Option<String>,
+    build_index: Option<Vec<String>>,
 }
 
 /// What is in force.
@@ -125,6 +130,8 @@ pub(crate) struct Config {
     pub(crate) build_cache: u64,
     /// Bytes of one build.
     pub(crate) build_memory: u64,
+    /// What pip in builds reads.
+    pub(crate) pip_index: Option<build::PipIndex>,
 }
 
 impl Config {
@@ -186,6 +193,12 @@ impl Config {
             .map(size)
             .transpose()
             .map_err(told("build-memory"))?;
+        let file_index = file.build_index.unwrap_or_default();
+        let file_index = file_index
+            .iter()
+            .map(|text| build::PipIndex::parse(text))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(told("build-index"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -227,6 +240,17 @@ impl Config {
                     bail!("--build-memory: {less} bytes are less than {LEAST_BUILD_MEMORY}, the least")
                 }
                 given => given.unwrap_or(4 << 30),
+            },
+            pip_index: {
+                let given = if flags.build_index.is_empty() {
+                    file_index
+                } else {
+                    flags.build_index
+                };
+                if given.len() > 1 {
+                    bail!("--build-index: pip has one index, and {} are named", given.len());
+                }
+                given.into_iter().next()
             },
         })
     }
@@ -414,6 +438,25 @@ mod tests {
     }
 
     #[test]
+    fn an_index_of_packages() {
+        let shown = |config: Config| config.pip_index.map(|index| index.to_string());
+        let pypi = Some("https://pypi.org/simple/".to_owned());
+        let index = "pip=https://pypi.org/simple";
+        assert_eq!(shown(of(&["--build-index", index]).expect("one")), pypi);
+        assert_eq!(shown(of(&[]).expect("none")), None);
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("homerun.toml");
+        std::fs::write(&file, format!("build-index = [\"{index}\"]\n")).expect("written");
+        let path = file.to_str().expect("text");
+        assert_eq!(shown(of(&["--config", path]).expect("a configuration")), pypi);
+        let error = of(&["--build-index", index, "--build-index", index]).expect_err("two of a kind");
+        assert!(error.to_string().contains("pip has one index"), "{error}");
+        std::fs::write(&file, "build-index = [\"npm=https://registry.npmjs.org\"]\n").expect("written");
+        let error = of(&["--config", path]).expect_err("another kind").to_string();
+        assert!(error.contains("build-index: an index of npm is not served"), "{error}");
+    }
+
+    #[test]
     fn wrong_words_are_refused_before_anything_is_touched() {
         for words in [
             ["--api", "localhost"],
@@ -424,6 +467,7 @@ mod tests {
             ["--default-execution-environment", "gen3"],
             ["--idle-retention", "soon"],
             ["--egress", "everywhere"],
+            ["--build-index", "https://pypi.org/simple"],
         ] {
             assert!(of(&words).is_err(), "{words:?}");
         }

@@ -37,6 +37,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("rusqlite", &["store"]),
     ("oci-client", &["image"]),
     ("oci-spec", &["image", "engine"]),
+    ("reqwest", &["build"]),
     ("libc", &["engine"]),
     ("anyhow", &["homerun", "sim", "bench", "e2e"]),
     ("rcgen", &["door", "ingress"]),

@@ -16,6 +16,7 @@ mod faults;
 mod generations;
 mod half_open;
 mod images;
+mod index;
 mod ingress;
 mod mirror;
 mod probes;

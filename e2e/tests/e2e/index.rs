@@ -1,0 +1,160 @@
+//! The package index that build steps may read: what it gives them, and what it keeps from them.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use homerun_e2e::{Client, User};
+
+/// A web server that answers each path in words of the test, and remembers the heads of requests.
+struct Site {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Site {
+    /// `answer` gives the rest of a status line with headers, and the content.
+    fn serve(answer: impl Fn(&str) -> (String, String) + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let site = Self {
+            address,
+            seen: Arc::clone(&seen),
+        };
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut head = String::new();
+                let mut lines = BufReader::new(stream.try_clone().expect("a copy"));
+                while lines.read_line(&mut head).is_ok_and(|read| read > 2) {}
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                seen.lock().expect("no panic").push(head);
+                let (status, content) = answer(&path);
+                let length = content.len();
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{content}"
+                );
+            }
+        });
+        site
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().expect("no panic").clone()
+    }
+}
+
+const HTML: &str = "200 OK\r\nContent-Type: text/html";
+const FILE: &str = "200 OK\r\nContent-Type: application/octet-stream";
+
+/// A step that asks the index; each line that is not as it should be fails the build.
+const STEP: &str = r#"
+ask() {
+    exec 3<>/dev/tcp/127.0.0.1/3128 || exit 1
+    printf '%s %s HTTP/1.0\r\nHost: pypi\r\nAuthorization: Basic c3RlcA==\r\nCookie: step\r\n\r\n' "$1" "$2" >&3
+    cat <&3
+    exec 3>&-
+}
+gives() { said=$(ask GET "$1"); [[ $said == *"$2"* ]] || { echo "no $2 of $1: $said"; exit 1; }; }
+refuses() { said=$(ask "${3:-GET}" "$1"); [[ $said == HTTP/1.?" $2 "* ]] || { echo "not $2 of $1: $said"; exit 1; }; }
+gives /pip/thing/ 'href="/pip-link/'
+link=${said#*href=\"}; link=${link%%#*}
+gives "$link" "a file elsewhere"
+gives "$link.metadata" "about that file"
+gives /pip/thing/beside.whl "a file beside"
+gives /pip/moved/ "where it moved"
+refuses /pip/away/ 403
+refuses /pip/private/ 403
+refuses /pip/absent/ 404
+refuses /pip/../admin 403
+refuses /pip/%2e%2e/admin 403
+refuses "${link}x" 403
+refuses "${link/elsewhere/other}" 403
+refuses /pip/thing/ 405 POST
+refuses http://127.0.0.1:SITE/simple/thing/ 407
+[[ $(cat /etc/pip.conf) == *"index-url = http://127.0.0.1:3128/pip/"* ]] || { echo "no pip.conf"; exit 1; }
+echo all is as it should be
+"#;
+
+#[test]
+fn steps_read_what_the_index_names_and_nothing_else() {
+    let files = Site::serve(|path| match path {
+        "/elsewhere/thing.whl" => (FILE.to_owned(), "a file elsewhere".to_owned()),
+        "/elsewhere/thing.whl.metadata" => (FILE.to_owned(), "about that file".to_owned()),
+        _ => (FILE.to_owned(), "what nobody named".to_owned()),
+    });
+    let at = files.address;
+    let index = Site::serve(move |path| match path {
+        "/simple/thing/" => (
+            HTML.to_owned(),
+            format!("<a href=\"http://{at}/elsewhere/thing.whl#sha256=ab\">thing</a>"),
+        ),
+        "/simple/thing/beside.whl" => (FILE.to_owned(), "a file beside".to_owned()),
+        "/simple/moved/" => ("301 Moved\r\nLocation: /simple/moved-to/".to_owned(), String::new()),
+        "/simple/moved-to/" => (HTML.to_owned(), "where it moved".to_owned()),
+        "/simple/away/" => (
+            format!("302 Found\r\nLocation: http://{at}/simple/away/"),
+            String::new(),
+        ),
+        "/simple/private/" => ("401 Unauthorized".to_owned(), String::new()),
+        "/admin" => (HTML.to_owned(), "what is not the index".to_owned()),
+        _ => ("404 Not Found".to_owned(), String::new()),
+    });
+    let port = index.address.port();
+    let flag = format!("pip=http://owner:ue8fq@127.0.0.1:{port}/simple");
+    let mut user = User::with(&["--build-index", &flag], Client::Google);
+    let base = user.import_base();
+    let dir = user.homerun.root().join("home/app");
+    fs::create_dir_all(&dir).expect("made");
+    fs::write(
+        dir.join("Dockerfile"),
+        format!("FROM {base}\nCOPY script /script\nRUN [\"/bin/sh\", \"/script\"]\nENTRYPOINT [\"/probe\"]\n"),
+    )
+    .expect("written");
+    fs::write(dir.join("script"), STEP.replace("SITE", &port.to_string())).expect("written");
+    let said = user.ok("gcloud builds submit app --tag=us-central1-docker.pkg.dev/my-project/built/app");
+    assert!(said.contains("all is as it should be"), "{said}");
+    assert!(
+        said.contains(&format!("package index of pip: http://127.0.0.1:{port}/simple/")),
+        "{said}"
+    );
+    assert!(!said.contains("ue8fq"), "{said}");
+    let (asked, elsewhere) = (index.seen(), files.seen());
+    let owner = "Basic b3duZXI6dWU4ZnE=";
+    assert!(asked.iter().all(|head| head.contains(owner)), "{asked:?}");
+    assert_eq!(elsewhere.len(), 2, "the file and its metadata alone: {elsewhere:?}");
+    for head in asked.iter().chain(&elsewhere) {
+        assert!(!head.contains("c3RlcA==") && !head.contains("step"), "{head}");
+    }
+    assert!(!elsewhere.iter().any(|head| head.contains(owner)), "{elsewhere:?}");
+    assert!(!asked.iter().any(|head| head.contains("admin")), "{asked:?}");
+    user.leaves();
+}
+
+#[test]
+fn without_an_index_a_step_reads_nothing() {
+    let mut user = User::with(&[], Client::Google);
+    let base = user.import_base();
+    let dir = user.homerun.root().join("home/app");
+    fs::create_dir_all(&dir).expect("made");
+    let script = format!(
+        "{}said=$(ask GET /pip/thing/); [[ $said == *\" 404 no package index: homerun up --build-index \"* ]] || exit 1\n\
+         [ ! -s /etc/pip.conf ] || exit 1\necho nothing was read\n",
+        STEP.split_once("gives()").expect("a helper").0
+    );
+    fs::write(
+        dir.join("Dockerfile"),
+        format!("FROM {base}\nCOPY script /script\nRUN [\"/bin/sh\", \"/script\"]\n"),
+    )
+    .expect("written");
+    fs::write(dir.join("script"), script).expect("written");
+    let said = user.ok("gcloud builds submit app --tag=us-central1-docker.pkg.dev/my-project/built/app");
+    assert!(said.contains("nothing was read"), "{said}");
+    user.leaves();
+}
