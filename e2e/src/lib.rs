@@ -11,6 +11,7 @@
 mod case;
 mod filter;
 mod footprint;
+mod index;
 mod layout;
 mod leftover;
 mod server;
@@ -21,6 +22,7 @@ mod wire;
 pub use case::run_case;
 pub use filter::filter;
 pub use footprint::Footprint;
+pub use index::{Wheels, python_base};
 pub use layout::Layout;
 pub use server::{Homerun, binary};
 pub use session::{Client, Output, Session};

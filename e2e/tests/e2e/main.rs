@@ -18,6 +18,7 @@ mod half_open;
 mod images;
 mod index;
 mod ingress;
+mod lab;
 mod mirror;
 mod probes;
 mod protocols;
