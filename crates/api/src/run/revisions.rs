@@ -60,7 +60,12 @@ pub(crate) fn list(surface: &Surface, place: &Where, wanted: &Wanted) -> Result<
         .filter(|service| place.holds(&service.key.region))
         .flat_map(|service| snapshot.revisions_of(service).map(move |revision| (service, revision)))
         .filter(|(service, found)| wanted.admits(found.key.name.as_str(), &revision::labels(found, service)))
-        .map(|(service, found)| (format!("{}/{}", service.key.region, found.key.name), (service, found)))
+        .map(|(service, found)| {
+            // The newest first: `gcloud run revisions list --format="value(REVISION)"` prints them as they come.
+            let age = i64::MAX - found.created.as_micros();
+            let key = format!("{age:019}/{}/{}", service.key.region, found.key.name);
+            (key, (service, found))
+        })
         .collect();
     wanted.encode("RevisionList", snapshot.version, items, |(service, found)| {
         revision::encode(found, service, &surface.site)

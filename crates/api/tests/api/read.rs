@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::setting::{REVISIONS, RUN, SERVICES, Setting, deploy};
+use crate::setting::{REVISIONS, RUN, SERVICES, Setting, deploy, pass};
 
 fn names(list: &Value) -> Vec<&str> {
     let items = list["items"].as_array().expect("items");
@@ -79,9 +79,10 @@ async fn revisions_are_found_by_their_labels() {
     three(&setting).await;
     let mut document = setting.service("a").await;
     document["spec"]["template"]["metadata"]["labels"]["client.knative.dev/nonce"] = "second".into();
+    pass(1);
     setting.replace(&document).await;
     setting.settle("a", true).await;
-    // As gcloud asks.
+    // As gcloud asks. The newest comes first.
     let of_a = setting
         .get(&format!(
             "{REVISIONS}?labelSelector=serving.knative.dev%2Fservice+%3D+a"
@@ -89,7 +90,7 @@ async fn revisions_are_found_by_their_labels() {
         .await;
     assert_eq!(
         (&of_a["kind"], names(&of_a)),
-        (&json!("RevisionList"), vec!["a-00001-xyb", "a-00002-xyc"])
+        (&json!("RevisionList"), vec!["a-00002-xyc", "a-00001-xyb"])
     );
     let second = setting
         .get(&format!(
@@ -101,14 +102,14 @@ async fn revisions_are_found_by_their_labels() {
         let conditions = revision["status"]["conditions"].as_array().expect("conditions").clone();
         conditions.into_iter().find(|c| c["type"] == "Active").expect("Active")["status"].clone()
     };
-    assert_eq!(active(&of_a["items"][0]), "False", "retired");
-    assert_eq!(active(&of_a["items"][1]), "True");
+    assert_eq!(active(&of_a["items"][0]), "True");
+    assert_eq!(active(&of_a["items"][1]), "False", "retired");
     assert_eq!(
-        of_a["items"][0]["status"]["conditions"][0]["status"], "True",
+        of_a["items"][1]["status"]["conditions"][0]["status"], "True",
         "retired is not unhealthy"
     );
     let paged = setting.get(&format!("{REVISIONS}?limit=3")).await;
-    assert_eq!(names(&paged), ["a-00001-xyb", "a-00002-xyc", "b-00001-xyb"]);
+    assert_eq!(names(&paged), ["a-00002-xyc", "a-00001-xyb", "b-00001-xyb"]);
     assert!(paged["metadata"]["continue"].is_string());
 }
 
