@@ -21,8 +21,9 @@ as_root := $(if $(filter-out 0,$(shell id -u)),sudo -E env "PATH=$$PATH" "HOME=$
 nextest = $(as_root) HOMERUN_BIN="$(target)/debug/homerun" cargo nextest run --no-tests=fail
 
 # The profile that builds fast (opt-level 1, no LTO); the release profile is for demo and bench.
+# With the features of the whole workspace, as its tests are built: nothing is compiled for the one and again for the other.
 quick:
-	cargo build -p homerun
+	cargo build --workspace --bins
 release:
 	cargo build --release -p homerun
 
@@ -42,8 +43,8 @@ check: test
 e2e:
 	scripts/setup test
 	$(MAKE) quick
-	cargo nextest run -p homerun-e2e --no-run
-	$(nextest) -p homerun-e2e
+	cargo nextest run --workspace --no-run --test e2e
+	$(nextest) --workspace --test e2e
 
 demo:
 	scripts/setup demo
