@@ -488,7 +488,8 @@ mod tests {
         assert_eq!(shown("pip=http://127.0.0.1:81/"), twice("http://127.0.0.1:81/"));
         assert_eq!(shown("pip=http://[::1]/s"), twice("http://[::1]/s/"));
         for (text, told) in [
-            ("https://pypi.org/simple", "no kind of package index"),
+            ("conda=https://conda.example/simple", "no kind of package index"),
+            ("https://pypi.org/simple", "no KIND=URL"),
             ("pypi", "no KIND=URL"),
             ("npm=https://registry.npmjs.org", "an index of npm is not served"),
             ("pip=http://pypi.org/simple", "must be https"),
