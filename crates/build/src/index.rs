@@ -2,7 +2,7 @@
 //! `http://127.0.0.1:PORT/pip/`, by the same listener as the relay of base images and without its secret.
 //!
 //! What enters is a GET or HEAD below that path; what leaves is what the index answers at the same place below its URL.
-//! Pages name files elsewhere (PyPI's lie at files.pythonhosted.org): such a link is rewritten to
+//! Pages name files elsewhere (those of `PyPI` lie at files.pythonhosted.org): such a link is rewritten to
 //! `/pip-link/SEAL/https/HOST/PATH`, where the seal is made with a key of this build. So a step reads what the index
 //! named, and nothing else of those hosts. Nothing of a step's own headers goes on but what it accepts.
 
