@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! builds/root-<hash>/              the builder's root: buildah and its libraries
-//! builds/work/<id>/                one build: context, out, tmp; gone at its end
+//! builds/work/<id>/                one build: context, recipe, out, tmp; gone at its end
 //! builds/cache/<hash>/storage      layers of earlier builds of one image
 //! builds/log/log-<id>.txt          logs
 //! ```
@@ -16,6 +16,8 @@
 mod archive;
 mod cache;
 mod index;
+mod detect;
+mod generate;
 mod log;
 mod relay;
 mod root;
@@ -42,6 +44,8 @@ use tokio::{
 pub use crate::{
     archive::{MAX_ARCHIVE, MAX_ENTRIES, MAX_UNPACKED},
     index::PipIndex,
+    detect::{Base, BaseError, Bases, Language, Plan, Refusal, Tree, base_pair, plan},
+    generate::MAX_MARKER,
     log::{MAX_LOG, path as log_path},
 };
 use crate::{cache::Caches, work::Work};
@@ -68,6 +72,8 @@ pub struct Links {
     pub cpu_millis: u32,
     /// What pip in build steps reads; None is nothing.
     pub pip_index: Option<PipIndex>,
+    /// What Dockerfiles begin with that are written for sources without one.
+    pub bases: Bases,
     pub now: fn() -> Timestamp,
     pub chance: fn() -> u128,
 }

@@ -15,6 +15,8 @@ use crate::index;
 /// Where things are in a builder.
 pub(crate) const PROGRAM: &str = "/usr/bin/buildah";
 pub(crate) const CONTEXT: &str = "/build/context";
+/// The Dockerfile of a source that has none.
+pub(crate) const RECIPE: &str = "/build/recipe";
 pub(crate) const OUT: &str = "/build/out";
 pub(crate) const TEMPORARY: &str = "/build/tmp";
 pub(crate) const STORAGE: &str = "/build/storage";

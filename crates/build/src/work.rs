@@ -15,6 +15,7 @@ use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 use crate::{
     Links, archive,
     cache::Caches,
+    generate::{self, Generated},
     index::{self, PipIndex, Reader},
     log::{self, Log},
     relay::{self, told},
@@ -95,7 +96,7 @@ struct Place(PathBuf);
 impl Place {
     fn make(dir: &Path, id: &str) -> io::Result<Self> {
         let place = Self(dir.join("work").join(id));
-        for name in ["context", "out", "tmp"] {
+        for name in ["context", "recipe", "out", "tmp"] {
             fs::create_dir_all(place.0.join(name))?;
         }
         Ok(place)
@@ -209,7 +210,8 @@ impl Work {
         let root = tokio::task::block_in_place(|| root::prepare(&dir, &program))
             .map_err(|error| Stop::Broken(format!("the builder's root cannot be made: {error}")))?;
         let place = Place::make(&self.links.dir, build.id.as_str())?;
-        until.for_short(self.fetch(build, &place, log)).await?;
+        let generated = until.for_short(self.fetch(build, &place, log)).await?;
+        let generated = generated.as_ref();
 
         let references = build.images.iter().map(|name| name.parse::<Reference>());
         let references = references
@@ -244,7 +246,7 @@ impl Work {
         };
         let mut made = self
             .run(
-                spec(build_arguments(&build.recipe, index, History::Kept)),
+                spec(build_arguments(&build.recipe, generated, index, History::Kept)),
                 &secret,
                 until,
                 log,
@@ -255,7 +257,7 @@ impl Work {
                 .await?;
             made = self
                 .run(
-                    spec(build_arguments(&build.recipe, index, History::LeftOut)),
+                    spec(build_arguments(&build.recipe, generated, index, History::LeftOut)),
                     &secret,
                     until,
                     log,
@@ -306,13 +308,13 @@ impl Work {
         Ok(images)
     }
 
-    /// Brings the source into the context.
-    async fn fetch(&self, build: &Build, place: &Place, log: &mut Log) -> Result<(), Stop> {
+    /// Brings the source into the context, and writes its Dockerfile where one is to be written.
+    async fn fetch(&self, build: &Build, place: &Place, log: &mut Log) -> Result<Option<Generated>, Stop> {
         let source = &build.source;
         log.say(&format!("fetching gs://{}/{}", source.bucket, source.object))
             .await?;
         let (objects, source, to) = (self.links.objects.clone(), source.clone(), place.of("context"));
-        let recipe = build.recipe.clone();
+        let (recipe, beside, bases) = (build.recipe.clone(), place.of("recipe"), self.links.bases.clone());
         let fetched = tokio::task::spawn_blocking(move || {
             let opened = objects.read(&source.bucket, &source.object);
             let (object, file) = opened.map_err(|error| Stop::Failed(told(&error)))?;
@@ -323,12 +325,18 @@ impl Work {
                 )));
             }
             let files = archive::unpack(file, &to, archive::LIMITS).map_err(|error| Stop::Failed(told(&error)))?;
-            looks_right(&to, &recipe)?;
-            Ok((files, object.size))
+            let has_dockerfile = looks_right(&to, &recipe)?;
+            let directory = to.join(&recipe.directory);
+            let generated = (!has_dockerfile).then(|| generate::generate(&directory, &bases, &beside));
+            Ok((files, object.size, generated))
         });
-        let (files, size) = fetched.await.map_err(io::Error::other)??;
+        let (files, size, generated) = fetched.await.map_err(io::Error::other)??;
         log.say(&format!("{files} files out of {size} bytes")).await?;
-        Ok(())
+        let Some(generated) = generated else { return Ok(None) };
+        log.say("DETECT").await?;
+        let generated = generated.map_err(|error| Stop::Failed(told(&error)))?;
+        log.say(generated.plan.to_string().trim_end()).await?;
+        Ok(Some(generated))
     }
 
     /// Runs a builder to its end, with the relay beside it.
@@ -391,8 +399,9 @@ fn ending(stop: Stop, started: Timestamp, finished: Timestamp, limit: u32) -> Op
     }
 }
 
-/// What would otherwise be said in the builder's words.
-fn looks_right(context: &Path, recipe: &Recipe) -> Result<(), Stop> {
+/// What would otherwise be said in the builder's words. Answers whether the source has a Dockerfile; one that is asked
+/// for without need for it may have none.
+fn looks_right(context: &Path, recipe: &Recipe) -> Result<bool, Stop> {
     let directory = context.join(&recipe.directory);
     if !directory.is_dir() {
         return Err(Stop::Failed(format!(
@@ -401,10 +410,11 @@ fn looks_right(context: &Path, recipe: &Recipe) -> Result<(), Stop> {
         )));
     }
     let (file, name) = dockerfile(recipe);
-    if fs::symlink_metadata(context.join(&file)).is_err() {
+    let is_there = fs::symlink_metadata(context.join(&file)).is_ok();
+    if !is_there && !recipe.detect {
         return Err(Stop::Failed(format!("the source has no {name}")));
     }
-    Ok(())
+    Ok(is_there)
 }
 
 /// The Dockerfile below the source's root, and how it is called when it is missing.
@@ -426,6 +436,7 @@ fn mounts(place: &Place, storage: &Path) -> Vec<BuilderMount> {
     };
     vec![
         mount(place.of("context"), root::CONTEXT, true),
+        mount(place.of("recipe"), root::RECIPE, true),
         mount(place.of("out"), root::OUT, false),
         mount(place.of("tmp"), root::TEMPORARY, false),
         mount(storage.to_owned(), root::STORAGE, false),
@@ -460,7 +471,12 @@ fn program() -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-fn build_arguments(recipe: &Recipe, index: Option<&PipIndex>, history: History) -> Vec<String> {
+fn build_arguments(
+    recipe: &Recipe,
+    generated: Option<&Generated>,
+    index: Option<&PipIndex>,
+    history: History,
+) -> Vec<String> {
     let mut words = program();
     let fixed = [
         "build",
@@ -500,9 +516,17 @@ fn build_arguments(recipe: &Recipe, index: Option<&PipIndex>, history: History) 
     if let Some(target) = &recipe.target {
         words.extend(["--target".to_owned(), target.clone()]);
     }
-    let (file, _) = dockerfile(recipe);
     let context = Path::new(root::CONTEXT);
-    words.extend(["--file".to_owned(), context.join(file).display().to_string()]);
+    let beside = Path::new(root::RECIPE);
+    let file = match generated {
+        Some(_) => beside.join(generate::DOCKERFILE),
+        None => context.join(dockerfile(recipe).0),
+    };
+    words.extend(["--file".to_owned(), file.display().to_string()]);
+    if generated.is_some_and(|generated| !generated.ignores_itself) {
+        let ignore = beside.join(generate::IGNORE);
+        words.extend(["--ignorefile".to_owned(), ignore.display().to_string()]);
+    }
     words.extend(["--tag".to_owned(), OWN_NAME.to_owned()]);
     words.push(context.join(&recipe.directory).display().to_string());
     words
@@ -530,7 +554,7 @@ mod tests {
             target: Some("final".to_owned()),
             ..Recipe::default()
         };
-        let words = build_arguments(&recipe, None, History::Kept);
+        let words = build_arguments(&recipe, None, None, History::Kept);
         let expected = [
             "--pull",
             "--identity-label=false",
@@ -557,7 +581,7 @@ mod tests {
             ..Recipe::default()
         };
         let index = PipIndex::parse("pip=https://pypi.org/simple").expect("an index");
-        let plain = build_arguments(&other, Some(&index), History::LeftOut);
+        let plain = build_arguments(&other, None, Some(&index), History::LeftOut);
         assert!(plain.contains(&"/etc/homerun/pip.conf:/etc/pip.conf:ro,nosuid,nodev".to_owned()));
         assert!(plain.contains(&"--omit-history".to_owned()));
         assert!(plain.contains(&"--no-cache".to_owned()));

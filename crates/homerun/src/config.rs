@@ -1,6 +1,7 @@
 //! What `homerun up` is told: flags beat `HOMERUN_*` variables, these beat the file, the file beats the defaults.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -78,6 +79,15 @@ pub(crate) struct Flags {
     #[arg(long, env = "HOMERUN_BUILD_INDEX", value_name = "KIND=URL", value_parser = build::PipIndex::parse,
         value_delimiter = ',', hide_env_values = true)]
     build_index: Vec<build::PipIndex>,
+    /// Base image for sources without a Dockerfile, such as python=docker.io/library/python:3.13-slim; may be repeated
+    #[arg(
+        long,
+        env = "HOMERUN_BUILD_BASE",
+        value_name = "NAME=IMAGE",
+        value_delimiter = ',',
+        value_parser = build::base_pair
+    )]
+    build_base: Vec<(build::Base, String)>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -105,6 +115,8 @@ struct File {
     build_cache: Option<String>,
     build_memory: Option<String>,
     build_index: Option<Vec<String>>,
+    #[serde(default)]
+    build_base: BTreeMap<String, String>,
 }
 
 /// What is in force.
@@ -132,6 +144,8 @@ pub(crate) struct Config {
     pub(crate) build_memory: u64,
     /// What pip in builds reads.
     pub(crate) pip_index: Option<build::PipIndex>,
+    /// Of sources without a Dockerfile.
+    pub(crate) build_bases: build::Bases,
 }
 
 impl Config {
@@ -199,6 +213,18 @@ impl Config {
             .map(|text| build::PipIndex::parse(text))
             .collect::<Result<Vec<_>, _>>()
             .map_err(told("build-index"))?;
+        let mut build_bases = build::Bases::default();
+        for (name, image) in &file.build_base {
+            let base: build::Base = name
+                .parse()
+                .map_err(|why: build::BaseError| anyhow::anyhow!("build-base: {why}"))?;
+            build_bases
+                .set(base, image)
+                .map_err(|why| anyhow::anyhow!("build-base.{name}: {why}"))?;
+        }
+        for (base, image) in &flags.build_base {
+            build_bases.set(*base, image)?;
+        }
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -252,6 +278,7 @@ impl Config {
                 }
                 given.into_iter().next()
             },
+            build_bases,
         })
     }
 }
@@ -454,6 +481,42 @@ mod tests {
         std::fs::write(&file, "build-index = [\"npm=https://registry.npmjs.org\"]\n").expect("written");
         let error = of(&["--config", path]).expect_err("another kind").to_string();
         assert!(error.contains("build-index: an index of npm is not served"), "{error}");
+    }
+
+    #[test]
+    fn base_images_are_set_one_by_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("homerun.toml");
+        let write = |text: &str| std::fs::write(&file, text).expect("written");
+        let path = file.to_str().expect("text");
+        write("[build-base]\npython = \"mirror.example/python:3\"\nnode = \"mirror.example/node:24\"\n");
+        let set = [
+            "--config",
+            path,
+            "--build-base",
+            "node=mirror.example/node:26,go=mirror.example/go:1",
+        ];
+        let bases = of(&set).expect("a configuration").build_bases;
+        for (base, image) in [
+            (build::Base::Python, "mirror.example/python:3"),
+            (build::Base::Node, "mirror.example/node:26"),
+            (build::Base::Go, "mirror.example/go:1"),
+            (build::Base::Static, build::Base::Static.default_image()),
+        ] {
+            assert_eq!(bases.of(base), image);
+        }
+        for (text, told) in [
+            ("[build-base]\nperl = \"x\"\n", "\"perl\" is none of python"),
+            (
+                "[build-base]\ngo = \"a b\"\n",
+                "build-base.go: \"a b\" is not the name of an image",
+            ),
+        ] {
+            write(text);
+            let error = format!("{:#}", of(&["--config", path]).expect_err("refused"));
+            assert!(error.contains(told), "{error}");
+        }
+        assert!(of(&["--build-base", "python"]).is_err());
     }
 
     #[test]

@@ -236,6 +236,7 @@ impl Homerun {
                 cache_bytes: config.build_cache,
                 memory_bytes: config.build_memory,
                 pip_index: config.pip_index,
+                bases: config.build_bases.clone(),
                 cpu_millis: u32::try_from(cores.get() * 1000).unwrap_or(u32::MAX),
                 now: crate::now,
                 chance: crate::chance,

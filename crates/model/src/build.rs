@@ -176,6 +176,9 @@ pub struct Recipe {
     pub labels: Vec<(String, String)>,
     pub target: Option<String>,
     pub no_cache: bool,
+    /// A source without a Dockerfile gets one, by what its files say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detect: bool,
 }
 
 /// A build.
@@ -449,6 +452,7 @@ mod tests {
             labels: vec![("l".to_owned(), String::new())],
             target: Some("final".to_owned()),
             no_cache: false,
+            detect: false,
         };
         assert_eq!(recipe, Ok(expected));
     }

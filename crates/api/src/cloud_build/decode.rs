@@ -288,20 +288,45 @@ fn check_images(images: &[String], recipe: &Recipe, findings: &Findings) {
     }
 }
 
+/// What gcloud names as the base image of a build without a Dockerfile, when its user names none.
+const NO_BASE: &str = "gcr.io/buildpacks/google-22/run";
+
+/// What of a build without a Dockerfile is served: that there is none.
+fn buildpack(mut build: Object<'_>) {
+    match build.text("baseImage").as_deref() {
+        None | Some(NO_BASE) => {}
+        Some(other) => build.say(
+            "baseImage",
+            format!(
+                "\"{}\" is not served by this Homerun: it has no buildpacks, and takes its base images from homerun up \
+                 --build-base",
+                short(other)
+            ),
+        ),
+    }
+    build.unserved(&[
+        "cacheImageUri",
+        "enableAutomaticUpdates",
+        "environmentVariables",
+        "functionTarget",
+        "projectDescriptor",
+        "runtime",
+    ]);
+    build.finish();
+}
+
 /// `POST builds:submit`: what a source deploy asks for.
 pub(super) fn source(surface: &Surface, location: Region, creator: &str, document: Value) -> Result<Build, Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
     let has_docker = root.has("dockerBuild");
     root.object("dockerBuild").finish();
-    if root.has("buildpackBuild") {
-        root.drop_owned(&["buildpackBuild"]);
-        root.say(
-            "buildpackBuild",
-            "builds without a Dockerfile are not served by this Homerun: put a file Dockerfile into the source's root",
-        );
-    } else if !has_docker {
-        root.say("dockerBuild", "is required");
+    let detect = root.has("buildpackBuild");
+    buildpack(root.object("buildpackBuild"));
+    if detect && has_docker {
+        root.say("buildpackBuild", "is not together with dockerBuild");
+    } else if !detect && !has_docker {
+        root.say("dockerBuild", "is required, or buildpackBuild");
     }
     let image = root.text("imageUri");
     if image.is_none() {
@@ -324,6 +349,7 @@ pub(super) fn source(surface: &Surface, location: Region, creator: &str, documen
         steps: Vec::new(),
         recipe: Some(Recipe {
             tags: vec![image.clone()],
+            detect,
             ..Recipe::default()
         }),
         images: vec![image],

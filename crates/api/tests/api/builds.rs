@@ -239,18 +239,49 @@ async fn what_is_not_served_is_named_and_nothing_is_written() {
     }
     let mut buildpack = deployed();
     buildpack.as_object_mut().expect("an object").remove("dockerBuild");
-    buildpack["buildpackBuild"] = json!({ "baseImage": "gcr.io/buildpacks/google-22/run" });
+    for (field, value) in [
+        ("baseImage", json!("python312")),
+        ("enableAutomaticUpdates", json!(true)),
+        ("environmentVariables", json!({ "A": "b" })),
+        ("functionTarget", json!("f")),
+        ("projectDescriptor", json!("project.toml")),
+        ("builder", json!("x")),
+    ] {
+        buildpack["buildpackBuild"] = json!({ "baseImage": "gcr.io/buildpacks/google-22/run" });
+        buildpack["buildpackBuild"][field] = value;
+        let (status, refused) = setting
+            .call_at("us-central1-run.googleapis.com", "POST", SUBMIT, Some(&buildpack))
+            .await;
+        assert_eq!(status, 400, "{field}");
+        let named = format!("\"buildpackBuild.{field}\"");
+        assert!(refused.to_string().contains(&named), "no {named} in {refused}");
+    }
+    assert!(setting.surface.store.snapshot().builds.is_empty());
+}
+
+#[tokio::test]
+async fn a_source_without_a_dockerfile_is_looked_at_by_the_build() {
+    let setting = Setting::new().await;
+    let mut asked = deployed();
+    asked.as_object_mut().expect("an object").remove("dockerBuild");
+    asked["buildpackBuild"] =
+        json!({ "baseImage": "gcr.io/buildpacks/google-22/run", "enableAutomaticUpdates": false });
+    let (status, answer) = setting
+        .call_at("us-central1-run.googleapis.com", "POST", SUBMIT, Some(&asked))
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    let snapshot = setting.surface.store.snapshot();
+    let build = snapshot.builds.values().next().expect("a build");
+    assert!(build.recipe.detect);
+    asked["dockerBuild"] = json!({});
     let (status, refused) = setting
-        .call_at("us-central1-run.googleapis.com", "POST", SUBMIT, Some(&buildpack))
+        .call_at("us-central1-run.googleapis.com", "POST", SUBMIT, Some(&asked))
         .await;
     assert_eq!(status, 400);
     assert!(
-        refused
-            .to_string()
-            .contains("put a file Dockerfile into the source's root"),
+        refused.to_string().contains("not together with dockerBuild"),
         "{refused}"
     );
-    assert!(setting.surface.store.snapshot().builds.is_empty());
 }
 
 #[tokio::test]

@@ -1,0 +1,216 @@
+//! Node: packages by the package manager whose lock file is there, a build where the program names one, and `npm start`.
+
+use serde_json::{Map, Value};
+
+use super::{Draft, Entry, Given, Language, Refusal, Tree, base::Base, dockerfile::Dockerfile};
+
+const IGNORE: &[&str] = &["node_modules", "npm-debug.log"];
+/// What `npm start` runs where nothing else is said, and what else programs are called.
+const PROGRAMS: [&str; 3] = ["server.js", "index.js", "app.js"];
+
+fn package(tree: &Tree) -> Result<Map<String, Value>, Refusal> {
+    let syntax = |why: String| Refusal::Syntax {
+        file: "package.json".to_owned(),
+        why,
+    };
+    match serde_json::from_str(tree.text("package.json")) {
+        Ok(Value::Object(package)) => Ok(package),
+        Ok(_) => Err(syntax("it is no object".to_owned())),
+        Err(error) => Err(syntax(error.to_string())),
+    }
+}
+
+fn script<'p>(package: &'p Map<String, Value>, name: &str) -> Option<&'p str> {
+    package.get("scripts")?.get(name)?.as_str()
+}
+
+/// The file that `main` names, as far as it is there.
+fn main(tree: &Tree, package: &Map<String, Value>) -> Option<String> {
+    let named = package.get("main")?.as_str()?;
+    let path = named.trim_start_matches("./");
+    [path.to_owned(), format!("{path}.js"), format!("{path}/index.js")]
+        .into_iter()
+        .find(|file| tree.has(file))
+}
+
+fn entry(tree: &Tree, package: &Map<String, Value>) -> Option<Entry> {
+    if script(package, "start").is_some() {
+        return Some(Entry::program(&["npm", "start"], "package.json has the script start"));
+    }
+    if let Some(file) = main(tree, package) {
+        let because = "package.json names it as main";
+        return Some(Entry::program(&["node", &format!("./{file}")], because));
+    }
+    let file = tree.first(&PROGRAMS)?;
+    Some(Entry::program(&["node", file], format!("there is {file}")))
+}
+
+/// Whether `package.json` is one of a program that can be started, and not only of tools.
+pub(super) fn is_program(tree: &Tree) -> Result<bool, Refusal> {
+    Ok(entry(tree, &package(tree)?).is_some())
+}
+
+/// How a package manager is used.
+struct Manager {
+    lock: &'static str,
+    name: &'static str,
+    /// Before all else.
+    enable: Option<&'static [&'static str]>,
+    all: &'static [&'static str],
+    /// Without what only the build needs.
+    used: &'static [&'static str],
+    /// After a build, takes away what only the build needed.
+    prune: Option<&'static [&'static str]>,
+}
+
+const COREPACK: &[&str] = &["corepack", "enable"];
+
+const NPM: Manager = Manager {
+    lock: "package-lock.json",
+    name: "npm",
+    enable: None,
+    all: &["npm", "ci", "--include=dev"],
+    used: &["npm", "ci", "--omit=dev"],
+    prune: Some(&["npm", "prune", "--omit=dev"]),
+};
+
+const SHRINKWRAP: Manager = Manager {
+    lock: "npm-shrinkwrap.json",
+    ..NPM
+};
+
+const PNPM: Manager = Manager {
+    lock: "pnpm-lock.yaml",
+    name: "pnpm",
+    enable: Some(COREPACK),
+    all: &["pnpm", "install", "--frozen-lockfile", "--prod=false"],
+    used: &["pnpm", "install", "--frozen-lockfile", "--prod"],
+    prune: Some(&["pnpm", "prune", "--prod"]),
+};
+
+const YARN: Manager = Manager {
+    lock: "yarn.lock",
+    name: "yarn",
+    enable: None,
+    all: &["yarn", "install", "--frozen-lockfile", "--production=false"],
+    used: &["yarn", "install", "--frozen-lockfile", "--production"],
+    prune: None,
+};
+
+/// Yarn from its second version on, which has another grammar.
+const BERRY: Manager = Manager {
+    enable: Some(COREPACK),
+    all: &["yarn", "install", "--immutable"],
+    used: &["yarn", "install", "--immutable"],
+    ..YARN
+};
+
+/// Without a lock file.
+const UNLOCKED: Manager = Manager {
+    lock: "",
+    all: &["npm", "install", "--include=dev"],
+    used: &["npm", "install", "--omit=dev"],
+    ..NPM
+};
+
+fn manager(tree: &Tree) -> Result<Manager, Refusal> {
+    let yarn = if tree.has(".yarnrc.yml") { BERRY } else { YARN };
+    let mut found = [SHRINKWRAP, NPM, PNPM, yarn]
+        .into_iter()
+        .filter(|manager| tree.has(manager.lock));
+    match (found.next(), found.next()) {
+        (None, _) => Ok(UNLOCKED),
+        (Some(one), None) => Ok(one),
+        (Some(one), Some(other)) => Err(Refusal::TwoLocks {
+            first: one.lock.to_owned(),
+            second: other.lock.to_owned(),
+        }),
+    }
+}
+
+pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
+    let tree = given.tree;
+    let package = package(tree)?;
+    let Some(entry) = given.procfile().or_else(|| entry(tree, &package)) else {
+        let missing = "add a script \"start\" or a \"main\" that is there to package.json, or server.js";
+        return Err(given.no_entrypoint(Language::Node, missing));
+    };
+    let manager = manager(tree)?;
+    let base = given.bases.of(Base::Node);
+    let mut notes = Vec::new();
+    let has = |field: &str| {
+        package
+            .get(field)
+            .and_then(Value::as_object)
+            .is_some_and(|listed| !listed.is_empty())
+    };
+    let installs =
+        !manager.lock.is_empty() || has("dependencies") || has("devDependencies") || has("optionalDependencies");
+    if !installs {
+        notes.push("package.json asks for no package, and nothing is installed".to_owned());
+    } else if manager.lock.is_empty() {
+        notes.push("packages by npm; there is no lock file, so that versions may change".to_owned());
+    } else {
+        notes.push(format!("packages by {}, because of {}", manager.name, manager.lock));
+    }
+    if let Some(wanted) = package.get("engines").and_then(|engines| engines.get("node")?.as_str()) {
+        notes.push(format!(
+            "package.json asks for node {wanted:?}; the base image decides, see --build-base"
+        ));
+    }
+    let build = ["gcp-build", "build"]
+        .into_iter()
+        .find(|name| script(&package, name).is_some());
+    let wanted: Vec<&str> = [
+        "package.json",
+        manager.lock,
+        ".npmrc",
+        ".yarnrc.yml",
+        "pnpm-workspace.yaml",
+    ]
+    .into_iter()
+    .filter(|name| tree.has(name))
+    .collect();
+    // What workspaces and local packages are is known only with all sources.
+    let needs_all = package.contains_key("workspaces") || tree.has("pnpm-workspace.yaml") || tree.is_below(".yarn");
+    let mut file = Dockerfile::begin();
+    let install = |file: &mut Dockerfile, words: &[&str]| {
+        if let Some(enable) = manager.enable.filter(|_| installs) {
+            file.run(enable);
+        }
+        if !installs {
+            return;
+        }
+        if needs_all {
+            file.copy_all();
+        } else {
+            file.copy(&wanted);
+        }
+        file.run(words);
+    };
+    if let Some(build) = build {
+        notes.push(format!(
+            "package.json has the script {build}, which runs before the program is taken over"
+        ));
+        file.stage(base, "build").work_in("/app");
+        install(&mut file, manager.all);
+        file.copy_all().run(&["npm", "run", build]);
+        if let Some(prune) = manager.prune.filter(|_| installs) {
+            file.run(prune);
+        }
+        file.last(base)
+            .work_in("/app")
+            .env("NODE_ENV=production")
+            .copy_from_owned("build", "/app", "./");
+    } else {
+        file.last(base).work_in("/app").env("NODE_ENV=production");
+        install(&mut file, manager.used);
+        file.copy_all_owned();
+    }
+    Ok(Draft {
+        dockerfile: file,
+        entry,
+        notes,
+        ignore: IGNORE,
+    })
+}
