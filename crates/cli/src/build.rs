@@ -294,6 +294,18 @@ impl Log {
             .map_err(Error::Output)
     }
 
+    /// Says what was found out about a source without a Dockerfile. Answers whether the log has it already.
+    fn tell_detected(&self, outside: &mut Outside<'_>, server: &Server) -> Result<bool, Error> {
+        let log = server.bytes_from(outside, STORAGE, &self.path, 0)?.unwrap_or_default();
+        match detected(&String::from_utf8_lossy(&log)) {
+            Some(found) => {
+                outside.say(found);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
     /// Prints what comes until the build has ended. Answers the build.
     fn follow(&mut self, outside: &mut Outside<'_>, server: &Server, id: &str) -> Result<Value, Error> {
         loop {
@@ -308,6 +320,12 @@ impl Log {
     }
 }
 
+/// What was found out about a source without a Dockerfile, as far as the log says it whole.
+fn detected(log: &str) -> Option<&str> {
+    let (_, rest) = log.split_once("\nDETECT\n")?;
+    rest.split_once("\nBUILD\n").map(|(found, _)| found)
+}
+
 /// What a source deploy has made.
 #[derive(Debug)]
 pub(crate) struct Made {
@@ -320,12 +338,7 @@ pub(crate) struct Made {
 /// Builds the image of a service from a directory.
 pub(crate) fn of_service(outside: &mut Outside<'_>, server: &Server, service: &str, dir: &Path) -> Result<Made, Error> {
     source::refuse_remote(dir)?;
-    if std::fs::symlink_metadata(dir.join("Dockerfile")).is_err() {
-        return Err(Error::Failed(format!(
-            "{} has no Dockerfile: builds without one are not served by this Homerun",
-            dir.display()
-        )));
-    }
+    let has_dockerfile = std::fs::symlink_metadata(dir.join("Dockerfile")).is_ok();
     let region = server.region().to_owned();
     let bucket = format!("run-sources-{}-{region}", server.project);
     let name = format!("services/{service}/{}-{:016x}.tgz", outside.now, outside.chance);
@@ -335,12 +348,17 @@ pub(crate) fn of_service(outside: &mut Outside<'_>, server: &Server, service: &s
         "{region}-docker.pkg.dev/{}/cloud-run-source-deploy/{service}",
         server.project
     );
-    let asked = json!({
+    let mut asked = json!({
         "imageUri": image,
-        "dockerBuild": {},
         "storageSource": storage,
         "tags": [format!("service_{service}")],
     });
+    let kind = if has_dockerfile {
+        "dockerBuild"
+    } else {
+        "buildpackBuild"
+    };
+    asked[kind] = json!({});
     let path = format!(
         "/v2/projects/{}/locations/{}/builds:submit",
         escape(&server.project),
@@ -350,8 +368,14 @@ pub(crate) fn of_service(outside: &mut Outside<'_>, server: &Server, service: &s
     let begun = &submitted["buildOperation"]["metadata"]["build"];
     let id = text(&begun["id"]);
     outside.say(&format!("Building Container... (homerun builds log {id} --stream)"));
+    let mut undetected = if has_dockerfile { None } else { Some(Log::of(begun)?) };
     let ended = loop {
         let build = find(outside, server, &id)?;
+        if let Some(log) = &undetected
+            && log.tell_detected(outside, server)?
+        {
+            undetected = None;
+        }
         if !["QUEUED", "WORKING"].contains(&text(&build["status"]).as_str()) {
             break build;
         }
@@ -394,6 +418,15 @@ mod tests {
             said,
             "build x completed with status \"FAILURE\": at STEP 1/2: RUN false"
         );
+    }
+
+    #[test]
+    fn what_was_detected_is_told_when_it_is_whole() {
+        let half = "FETCHSOURCE\n1 files out of 2 bytes\nDETECT\ndetected Go: the source has go.mod\n    FROM x";
+        assert_eq!(detected(half), None);
+        let whole = format!("{half}\nBUILD\nSTEP 1/2: FROM x\n");
+        assert_eq!(detected(&whole), Some("detected Go: the source has go.mod\n    FROM x"));
+        assert_eq!(detected("FETCHSOURCE\nBUILD\n"), None);
     }
 
     #[test]

@@ -318,7 +318,7 @@ pub(crate) struct SetPolicy {
 #[derive(Debug, Args)]
 pub(crate) struct Deploy {
     pub(crate) service: String,
-    /// Directory with a Dockerfile to build the image from, in place of --image
+    /// Directory to build the image from, in place of --image: by its Dockerfile, or by what its files say
     #[arg(long, conflicts_with = "image")]
     pub(crate) source: Option<std::path::PathBuf>,
     #[command(flatten)]
