@@ -90,7 +90,8 @@ impl Layout {
         Self::finish(dir, image)
     }
 
-    /// An image to build others from: the probe, which is not started by itself, and a shell with a few programs.
+    /// An image to build others from: the probe, which is not started by itself, a shell with a few programs, and
+    /// busybox's server of files.
     ///
     /// # Errors
     /// As [`Self::image`], or when ldd fails.
@@ -107,9 +108,12 @@ impl Layout {
             ("/bin/sleep", "sleep"),
             ("/usr/bin/id", "id"),
             ("/usr/bin/unshare", "unshare"),
+            ("/bin/busybox", "httpd"),
         ] {
-            fs::copy(program, root.join("bin").join(name))?;
-            for library in run(Command::new("ldd").arg(program))?
+            fs::copy(program, root.join("bin").join(name)).with_context(|| format!("copy {program}"))?;
+            // It fails on a program that needs no library.
+            let needed = Command::new("ldd").arg(program).output()?.stdout;
+            for library in String::from_utf8_lossy(&needed)
                 .split_whitespace()
                 .filter(|word| word.starts_with('/'))
             {

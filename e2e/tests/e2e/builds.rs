@@ -185,7 +185,7 @@ fn failures_name_their_step_and_leave_nothing() {
     }
     fs::remove_file(good.join("Dockerfile")).expect("removed");
     let said = user.refused(deploy);
-    assert!(said.contains("builds without a Dockerfile are not served"), "{said}");
+    assert!(said.contains("no file in its root tells how to build it"), "{said}");
     assert_eq!(user.get(&format!("{url}/name")), "good");
     let images = user.ok(
         "gcloud artifacts docker images list us-central1-docker.pkg.dev/my-project/cloud-run-source-deploy \
@@ -197,7 +197,7 @@ fn failures_name_their_step_and_leave_nothing() {
         "{images}"
     );
     let stati = user.ok("gcloud builds list $REGION --format='value(status)'");
-    assert_eq!(stati, "FAILURE\nFAILURE\nFAILURE\nFAILURE\nSUCCESS");
+    assert_eq!(stati, "FAILURE\nFAILURE\nFAILURE\nFAILURE\nFAILURE\nSUCCESS");
     user.leaves();
 }
 
@@ -423,6 +423,139 @@ fn our_own_words_build_and_deploy() {
     let said = user.refused("gcloud run deploy app --source=app $REGION --quiet");
     assert!(said.contains("out of luck"), "{said}");
     assert_eq!(user.get(&format!("{url}/name")), "ours");
+    user.leaves();
+}
+
+/// For sources without a Dockerfile: the base image of sites is the one that [`User::import_base`] imports.
+const SITES: [&str; 2] = [
+    "--build-base",
+    "static=us-central1-docker.pkg.dev/my-project/e2e/base:latest",
+];
+
+/// A directory at `~/NAME` with these files.
+fn directory(user: &User, name: &str, files: &[(&str, &str)]) {
+    let dir = user.homerun.root().join("home").join(name);
+    fs::create_dir_all(&dir).expect("made");
+    for (file, text) in files {
+        fs::write(dir.join(file), text).expect("written");
+    }
+}
+
+/// What is told of a site without a Dockerfile.
+const DETECTED: [&str; 6] = [
+    "detected static site: the source has index.html",
+    "entrypoint [\"/bin/sh\",\"-c\",\"exec httpd -f -p \\\"$PORT\\\" -h /srv\"]: files are served by busybox's httpd, because of \
+     index.html",
+    "base image us-central1-docker.pkg.dev/my-project/e2e/base:latest",
+    "    FROM us-central1-docker.pkg.dev/my-project/e2e/base:latest",
+    "    COPY . .",
+    "    USER 1000:1000",
+];
+
+#[test]
+fn a_site_without_a_dockerfile_is_deployed() {
+    let (mut user, _) = user(&SITES);
+    directory(
+        &user,
+        "site",
+        &[
+            ("index.html", "<p>first\n"),
+            ("page.txt", "a page\n"),
+            ("Procfile.old", "x"),
+        ],
+    );
+    let deploy = "gcloud run deploy site --source=site $REGION --allow-unauthenticated --quiet";
+    user.ok(deploy);
+    let url = user.describe("site", "value(status.url)").trim().to_owned();
+    assert_eq!(user.get(&format!("{url}/")).trim(), "<p>first");
+    assert_eq!(user.get(&format!("{url}/page.txt")).trim(), "a page");
+    let log = log_of(&mut user, "$REGION");
+    for line in ["DETECT"].iter().chain(&DETECTED) {
+        assert!(log.lines().any(|of| of == *line), "no line {line} in {log}");
+    }
+    directory(&user, "site", &[("index.html", "<p>second\n")]);
+    user.ok(deploy);
+    assert_eq!(user.get(&format!("{url}/")).trim(), "<p>second");
+    directory(
+        &user,
+        "site",
+        &[("Procfile", "web: exec httpd -f -p \"$PORT\" -h /etc\n")],
+    );
+    user.ok(deploy);
+    assert!(user.ok(&format!("curl --silent {url}/")).contains("404 Not Found"));
+    let log = log_of(&mut user, "$REGION");
+    assert!(log.contains("the Procfile's line web"), "{log}");
+    user.leaves();
+}
+
+#[test]
+fn our_own_words_tell_what_was_detected() {
+    let mut user = User::with(&SITES, Client::Homerun);
+    user.import_base();
+    directory(&user, "site", &[("index.html", "<p>ours\n")]);
+    let said = user.ok("gcloud run deploy site --source=site $REGION --allow-unauthenticated --quiet 2>&1");
+    for line in DETECTED {
+        assert!(said.lines().any(|of| of == line), "no line {line} in {said}");
+    }
+    let url = user.describe("site", "value(status.url)").trim().to_owned();
+    assert_eq!(user.get(&format!("{url}/")).trim(), "<p>ours");
+    let said = user.ends("gcloud run deploy site --source=site $REGION --builder=x 2>&1", 2);
+    assert!(said.contains("--builder") && said.contains("buildpacks"), "{said}");
+    user.leaves();
+}
+
+#[test]
+fn sources_that_say_not_how_to_build_them_are_refused() {
+    for client in [Client::Google, Client::Homerun] {
+        let mut user = User::with(&SITES, client);
+        user.import_base();
+        directory(&user, "empty", &[]);
+        directory(&user, "notes", &[("notes.txt", "x")]);
+        let start = "{\"scripts\": {\"start\": \"x\"}}";
+        directory(&user, "both", &[("go.mod", "module x\n"), ("package.json", start)]);
+        directory(&user, "half", &[("package.json", "{}")]);
+        directory(
+            &user,
+            "name",
+            &[("go.mod", "module $(id)\n"), ("main.go", "package main\n")],
+        );
+        for (dir, told) in [
+            (
+                "empty",
+                if client == Client::Google {
+                    "the source is empty"
+                } else {
+                    "holds no file"
+                },
+            ),
+            ("notes", "add a Dockerfile, or one of requirements.txt"),
+            (
+                "both",
+                "may be Node (it has package.json) or Go (it has go.mod): add a Dockerfile, or a Procfile",
+            ),
+            ("half", "Node was detected by package.json, but not what to run"),
+            ("name", "go.mod: the name \"$(id)\" does not fit"),
+        ] {
+            let said = user.refused(&format!("gcloud run deploy x --source={dir} $REGION --quiet 2>&1"));
+            assert!(said.contains(told), "{dir}: no {told:?} in {said}");
+        }
+        user.leaves();
+    }
+}
+
+#[test]
+fn buildpacks_are_refused_by_name() {
+    let (mut user, _) = user(&SITES);
+    directory(&user, "site", &[("index.html", "x"), ("project.toml", "")]);
+    let said = user.refused("gcloud run deploy x --source=site $REGION --quiet 2>&1");
+    assert!(said.contains("projectDescriptor"), "{said}");
+    user.ok("rm site/project.toml");
+    let said = user.refused("gcloud run deploy x --source=site $REGION --quiet --base-image=python312 2>&1");
+    assert!(said.contains("buildpackBuild.baseImage"), "{said}");
+    assert_eq!(
+        user.ok("gcloud builds list $REGION --format='value(id)' 2>/dev/null"),
+        ""
+    );
     user.leaves();
 }
 
