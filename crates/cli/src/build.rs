@@ -1,6 +1,6 @@
 //! `builds ...`: images from source, in gcloud's words; and the build that `run deploy --source` begins with.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -10,11 +10,13 @@ use ureq::http::Method;
 use crate::call::{Content, Server, escape};
 use crate::flag::{self, Pairs};
 use crate::format::{Column, yaml_text};
+use crate::progress::Steps;
 use crate::words::Listing;
 use crate::{Error, Order, Outside, source};
 
 const HOST: &str = "cloudbuild.googleapis.com";
 const STORAGE: &str = "storage.googleapis.com";
+const DOCKERFILE: &str = "Dockerfile";
 /// From one look at a build to the next.
 const PAUSE: Duration = Duration::from_millis(300);
 
@@ -55,6 +57,9 @@ pub(crate) struct Submit {
     /// Name of the image, such as us-central1-docker.pkg.dev/my-project/docker-repo/my-api:v1
     #[arg(long, short, conflicts_with = "config")]
     pub(crate) tag: Option<String>,
+    /// Dockerfile of another name, below the directory; with --tag
+    #[arg(long, requires = "tag")]
+    pub(crate) dockerfile: Option<PathBuf>,
     /// YAML or JSON file with the build, in place of --tag [default: cloudbuild.yaml]
     #[arg(long)]
     pub(crate) config: Option<PathBuf>,
@@ -177,16 +182,8 @@ fn submit(outside: &mut Outside<'_>, order: &Order<'_>, words: &Submit) -> Resul
     source::refuse_remote(&words.source)?;
     let mut build = match &words.tag {
         Some(tag) => {
-            if std::fs::symlink_metadata(words.source.join("Dockerfile")).is_err() {
-                return Err(Error::Failed(format!(
-                    "{} has no Dockerfile, which --tag needs",
-                    words.source.display()
-                )));
-            }
-            json!({
-                "steps": [{ "name": "gcr.io/cloud-builders/docker", "args": ["build", "-t", tag, "."] }],
-                "images": [tag],
-            })
+            let dockerfile = words.dockerfile.as_deref().unwrap_or(Path::new(DOCKERFILE));
+            docker_build(tag, &words.source, dockerfile)?
         }
         None => configuration(
             words.config.as_deref().unwrap_or(Path::new("cloudbuild.yaml")),
@@ -215,6 +212,33 @@ fn submit(outside: &mut Outside<'_>, order: &Order<'_>, words: &Submit) -> Resul
     let ended = Log::of(begun)?.follow(outside, &server, &id)?;
     ended_well(&ended)?;
     order.print_list(outside, vec![ended], None, COLUMNS)
+}
+
+/// A build of one image by a Dockerfile of the source.
+fn docker_build(image: &str, source: &Path, dockerfile: &Path) -> Result<Value, Error> {
+    let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    let name = dockerfile.to_str().filter(|_| dockerfile.components().all(inside));
+    let Some(name) = name else {
+        return Err(Error::Usage(format!(
+            "--dockerfile: {} is not a path below the source, such as docker/api.Dockerfile",
+            dockerfile.display()
+        )));
+    };
+    if !source.join(dockerfile).is_file() {
+        return Err(Error::Failed(format!(
+            "{} has no {name} to build an image by",
+            source.display()
+        )));
+    }
+    let mut words = vec!["build", "-t", image];
+    if name != DOCKERFILE {
+        words.extend(["-f", name]);
+    }
+    words.push(".");
+    Ok(json!({
+        "steps": [{ "name": "gcr.io/cloud-builders/docker", "args": words }],
+        "images": [image],
+    }))
 }
 
 /// A file beside the directory's own, else in it.
@@ -281,29 +305,22 @@ impl Log {
         })
     }
 
+    /// What is new.
+    fn read_on(&mut self, outside: &Outside<'_>, server: &Server) -> Result<Vec<u8>, Error> {
+        let new = server.bytes_from(outside, STORAGE, &self.path, self.read)?;
+        let new = new.unwrap_or_default();
+        self.read += new.len() as u64;
+        Ok(new)
+    }
+
     /// Prints what is new.
     fn more(&mut self, outside: &mut Outside<'_>, server: &Server) -> Result<(), Error> {
-        let Some(new) = server.bytes_from(outside, STORAGE, &self.path, self.read)? else {
-            return Ok(());
-        };
-        self.read += new.len() as u64;
+        let new = self.read_on(outside, server)?;
         outside
             .out
             .write_all(&new)
             .and_then(|()| outside.out.flush())
             .map_err(Error::Output)
-    }
-
-    /// Says what was found out about a source without a Dockerfile. Answers whether the log has it already.
-    fn tell_detected(&self, outside: &mut Outside<'_>, server: &Server) -> Result<bool, Error> {
-        let log = server.bytes_from(outside, STORAGE, &self.path, 0)?.unwrap_or_default();
-        match detected(&String::from_utf8_lossy(&log)) {
-            Some(found) => {
-                outside.say(found);
-                Ok(true)
-            }
-            None => Ok(false),
-        }
     }
 
     /// Prints what comes until the build has ended. Answers the build.
@@ -320,12 +337,6 @@ impl Log {
     }
 }
 
-/// What was found out about a source without a Dockerfile, as far as the log says it whole.
-fn detected(log: &str) -> Option<&str> {
-    let (_, rest) = log.split_once("\nDETECT\n")?;
-    rest.split_once("\nBUILD\n").map(|(found, _)| found)
-}
-
 /// What a source deploy has made.
 #[derive(Debug)]
 pub(crate) struct Made {
@@ -336,51 +347,72 @@ pub(crate) struct Made {
 }
 
 /// Builds the image of a service from a directory.
-pub(crate) fn of_service(outside: &mut Outside<'_>, server: &Server, service: &str, dir: &Path) -> Result<Made, Error> {
+pub(crate) fn of_service(
+    outside: &mut Outside<'_>,
+    server: &Server,
+    service: &str,
+    dir: &Path,
+    dockerfile: Option<&Path>,
+) -> Result<Made, Error> {
     source::refuse_remote(dir)?;
-    let has_dockerfile = std::fs::symlink_metadata(dir.join("Dockerfile")).is_ok();
+    let has_dockerfile = std::fs::symlink_metadata(dir.join(DOCKERFILE)).is_ok();
     let region = server.region().to_owned();
-    let bucket = format!("run-sources-{}-{region}", server.project);
-    let name = format!("services/{service}/{}-{:016x}.tgz", outside.now, outside.chance);
-    let storage = source::upload(outside, server, dir, &bucket, &name)?;
-    let generation = text(&storage["generation"]);
     let image = format!(
         "{region}-docker.pkg.dev/{}/cloud-run-source-deploy/{service}",
         server.project
     );
-    let mut asked = json!({
-        "imageUri": image,
-        "storageSource": storage,
-        "tags": [format!("service_{service}")],
-    });
-    let kind = if has_dockerfile {
-        "dockerBuild"
+    // Before anything is sent.
+    let named = dockerfile.map(|name| docker_build(&image, dir, name)).transpose()?;
+    let bucket = format!("run-sources-{}-{region}", server.project);
+    let name = format!("services/{service}/{}-{:016x}.tgz", outside.now, outside.chance);
+    let storage = source::upload(outside, server, dir, &bucket, &name)?;
+    let generation = text(&storage["generation"]);
+    let tags = json!([format!("service_{service}")]);
+    let operation = if let Some(mut asked) = named {
+        // The call that a source deploy makes has no place for the name of a Dockerfile.
+        asked["source"] = json!({ "storageSource": storage });
+        asked["tags"] = tags;
+        let path = place(server, &escape(&region));
+        server.json(outside, &Method::POST, HOST, &path, Content::Json(&asked))?
     } else {
-        "buildpackBuild"
+        let kind = if has_dockerfile {
+            "dockerBuild"
+        } else {
+            "buildpackBuild"
+        };
+        let asked = json!({ "imageUri": image, "storageSource": storage, "tags": tags, kind: {} });
+        let path = format!(
+            "/v2/projects/{}/locations/{}/builds:submit",
+            escape(&server.project),
+            escape(&region)
+        );
+        let mut submitted = server.json(outside, &Method::POST, &server.regional(), &path, Content::Json(&asked))?;
+        submitted["buildOperation"].take()
     };
-    asked[kind] = json!({});
-    let path = format!(
-        "/v2/projects/{}/locations/{}/builds:submit",
-        escape(&server.project),
-        escape(&region)
-    );
-    let submitted = server.json(outside, &Method::POST, &server.regional(), &path, Content::Json(&asked))?;
-    let begun = &submitted["buildOperation"]["metadata"]["build"];
+    let begun = &operation["metadata"]["build"];
     let id = text(&begun["id"]);
     outside.say(&format!("Building Container... (homerun builds log {id} --stream)"));
-    let mut undetected = if has_dockerfile { None } else { Some(Log::of(begun)?) };
+    let mut log = Log::of(begun)?;
+    let mut steps = Steps::begin();
     let ended = loop {
-        let build = find(outside, server, &id)?;
-        if let Some(log) = &undetected
-            && log.tell_detected(outside, server)?
-        {
-            undetected = None;
-        }
+        // First: the log is whole when the build has ended.
+        let looked = find(outside, server, &id).and_then(|build| Ok((build, log.read_on(outside, server)?)));
+        let build = match looked {
+            Ok((build, new)) => {
+                steps.more(outside, &new);
+                build
+            }
+            Err(error) => {
+                steps.end(outside);
+                return Err(error);
+            }
+        };
         if !["QUEUED", "WORKING"].contains(&text(&build["status"]).as_str()) {
             break build;
         }
         std::thread::sleep(PAUSE);
     };
+    steps.end(outside);
     ended_well(&ended)?;
     let digest = text(&ended["results"]["images"][0]["digest"]);
     if digest.is_empty() {
@@ -418,15 +450,6 @@ mod tests {
             said,
             "build x completed with status \"FAILURE\": at STEP 1/2: RUN false"
         );
-    }
-
-    #[test]
-    fn what_was_detected_is_told_when_it_is_whole() {
-        let half = "FETCHSOURCE\n1 files out of 2 bytes\nDETECT\ndetected Go: the source has go.mod\n    FROM x";
-        assert_eq!(detected(half), None);
-        let whole = format!("{half}\nBUILD\nSTEP 1/2: FROM x\n");
-        assert_eq!(detected(&whole), Some("detected Go: the source has go.mod\n    FROM x"));
-        assert_eq!(detected("FETCHSOURCE\nBUILD\n"), None);
     }
 
     #[test]

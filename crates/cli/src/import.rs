@@ -16,7 +16,7 @@ use crate::call::{Content, Server, escape};
 use crate::docker_archive::{self, Members};
 use crate::error::Refusal;
 use crate::words::{Global, Import};
-use crate::{Error, Outside};
+use crate::{Error, Outside, progress};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// More than a manifest may hold.
@@ -350,13 +350,15 @@ impl Push<'_> {
         let mark = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{mark}digest={}", escape(digest));
         outside.say(&format!("Pushing {digest} ({length} bytes)"));
-        let content = Content::Stream {
-            media_type: "application/octet-stream",
-            length,
-            from: &mut from,
-        };
-        self.send(outside, &Method::PUT, &path, content)?;
-        Ok(())
+        let what = format!("Pushing {}:", digest.chars().take("sha256:".len() + 12).collect::<String>());
+        progress::of_bytes(outside, &what, length, &mut from, |outside, from| {
+            let content = Content::Stream {
+                media_type: "application/octet-stream",
+                length,
+                from,
+            };
+            self.send(outside, &Method::PUT, &path, content).map(drop)
+        })
     }
 
     /// One call to the registry; its Location, if it gave one.

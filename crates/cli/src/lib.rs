@@ -25,6 +25,7 @@ mod mirror;
 mod not_served;
 mod outside;
 mod parts;
+mod progress;
 mod property;
 mod release;
 mod revision;

@@ -9,10 +9,6 @@ use crate::words::{Early, path};
 
 /// Flags of gcloud that are not served, with what they would need. Without dashes.
 const NOT_SERVED_FLAGS: &[(&str, &str)] = &[
-    (
-        "dockerfile",
-        "Dockerfiles of other names; call it Dockerfile, in the source's root",
-    ),
     ("function", "functions"),
     ("base-image", "buildpacks; homerun up --build-base sets base images"),
     ("builder", "buildpacks"),

@@ -151,3 +151,31 @@ impl Ink {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// What `act` writes beside the result, on a terminal or elsewhere.
+    pub(crate) fn outside_with(terminal: bool, act: impl FnOnce(&mut Outside<'_>)) -> String {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let mut outside = Outside {
+            name: Name::Homerun,
+            environment: Vec::new(),
+            input: &mut std::io::empty(),
+            out: &mut out,
+            err: &mut err,
+            input_is_terminal: false,
+            out_is_terminal: false,
+            err_is_terminal: terminal,
+            sign: &|_, _, _| Err("no key".to_owned()),
+            now: 0,
+            chance: 0,
+            config_dir: PathBuf::new(),
+            executable: PathBuf::new(),
+            exec: &|_| std::io::Error::from(std::io::ErrorKind::Unsupported),
+        };
+        act(&mut outside);
+        String::from_utf8(err).expect("text")
+    }
+}

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use ureq::http::Method;
 
 use crate::call::{Content, Server, escape};
-use crate::{Error, Outside};
+use crate::{Error, Outside, progress};
 
 const HOST: &str = "storage.googleapis.com";
 /// Most bytes of all files together.
@@ -219,12 +219,14 @@ pub(crate) fn upload(
         escape(bucket),
         escape(name)
     );
-    let content = Content::Stream {
-        media_type: "application/gzip",
-        length,
-        from: &mut archive,
-    };
-    let object = server.json(outside, &Method::POST, HOST, &path, content)?;
+    let object = progress::of_bytes(outside, "Uploading sources:", length, &mut archive, |outside, from| {
+        let content = Content::Stream {
+            media_type: "application/gzip",
+            length,
+            from,
+        };
+        server.json(outside, &Method::POST, HOST, &path, content)
+    })?;
     Ok(json!({ "bucket": bucket, "object": name, "generation": object["generation"] }))
 }
 

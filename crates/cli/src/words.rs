@@ -321,6 +321,9 @@ pub(crate) struct Deploy {
     /// Directory to build the image from, in place of --image: by its Dockerfile, or by what its files say
     #[arg(long, conflicts_with = "image")]
     pub(crate) source: Option<std::path::PathBuf>,
+    /// Dockerfile of another name, below the source's directory
+    #[arg(long, requires = "source", value_name = "FILE")]
+    pub(crate) dockerfile: Option<std::path::PathBuf>,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Let everyone call the service

@@ -422,7 +422,42 @@ fn our_own_words_build_and_deploy() {
     .expect("written");
     let said = user.refused("gcloud run deploy app --source=app $REGION --quiet");
     assert!(said.contains("out of luck"), "{said}");
+    // Nobody watches: each step is a line, once.
+    let steps: Vec<&str> = said.lines().filter(|line| line.starts_with("STEP ")).collect();
+    let run = "STEP 2/2: RUN echo out of luck; exit 3";
+    assert_eq!(steps.iter().filter(|step| **step == run).count(), 1, "{said}");
     assert_eq!(user.get(&format!("{url}/name")), "ours");
+    user.leaves();
+}
+
+#[test]
+fn our_own_words_build_by_a_dockerfile_of_another_name() {
+    let mut user = User::of_homerun();
+    let base = user.import_base();
+    let dir = source(&user, "app", "FROM nowhere.example/none\n");
+    fs::create_dir_all(dir.join("docker")).expect("made");
+    fs::write(
+        dir.join("docker/api.Dockerfile"),
+        format!("FROM {base}\nCOPY name /etc/name\nENTRYPOINT [\"/probe\"]\n"),
+    )
+    .expect("written");
+    fs::write(dir.join("name"), "other").expect("written");
+    let url = user.deploy("app", "--source=app --dockerfile=docker/api.Dockerfile");
+    assert_eq!(user.get(&format!("{url}/name")), "other");
+    let image = user.describe("app", "value(spec.template.spec.containers[0].image)");
+    assert!(image.contains("/cloud-run-source-deploy/app@sha256:"), "{image}");
+    user.ok(&format!(
+        "gcloud builds submit app --tag={PLACE}/app:v2 --dockerfile=docker/api.Dockerfile"
+    ));
+    for (words, told) in [
+        ("--source=app --dockerfile=absent", "app has no absent to build an image by"),
+        ("--source=app --dockerfile=../Dockerfile", "not a path below the source"),
+        ("--image=x --dockerfile=y", "--source"),
+    ] {
+        let said = user.ok(&format!("gcloud run deploy app {words} $REGION --quiet 2>&1 || echo ended $?"));
+        assert!(said.contains(told) && said.contains("ended "), "no {told:?} in {said}");
+    }
+    assert_eq!(user.get(&format!("{url}/name")), "other");
     user.leaves();
 }
 
