@@ -15,9 +15,9 @@
 
 mod archive;
 mod cache;
-mod index;
 mod detect;
 mod generate;
+mod index;
 mod log;
 mod relay;
 mod root;
@@ -43,9 +43,9 @@ use tokio::{
 
 pub use crate::{
     archive::{MAX_ARCHIVE, MAX_ENTRIES, MAX_UNPACKED},
-    index::PipIndex,
     detect::{Base, BaseError, Bases, Language, Plan, Refusal, Tree, base_pair, plan},
     generate::MAX_MARKER,
+    index::PipIndex,
     log::{MAX_LOG, path as log_path},
 };
 use crate::{cache::Caches, work::Work};

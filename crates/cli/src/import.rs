@@ -350,7 +350,10 @@ impl Push<'_> {
         let mark = if path.contains('?') { '&' } else { '?' };
         let path = format!("{path}{mark}digest={}", escape(digest));
         outside.say(&format!("Pushing {digest} ({length} bytes)"));
-        let what = format!("Pushing {}:", digest.chars().take("sha256:".len() + 12).collect::<String>());
+        let what = format!(
+            "Pushing {}:",
+            digest.chars().take("sha256:".len() + 12).collect::<String>()
+        );
         progress::of_bytes(outside, &what, length, &mut from, |outside, from| {
             let content = Content::Stream {
                 media_type: "application/octet-stream",

@@ -100,6 +100,8 @@ pub(crate) struct Steps {
     step: String,
     since: Instant,
     turn: usize,
+    /// A line of ours stands on the terminal.
+    drawn: bool,
 }
 
 impl Steps {
@@ -110,6 +112,7 @@ impl Steps {
             step: "waiting for its turn".to_owned(),
             since: Instant::now(),
             turn: 0,
+            drawn: false,
         }
     }
 
@@ -129,6 +132,7 @@ impl Steps {
             let time = format!(" ({seconds} s)");
             let step: String = self.step.chars().take(WIDTH - 2 - time.len()).collect();
             redraw(outside.err, &format!("{spinner} {step}{time}"));
+            self.drawn = true;
         }
     }
 
@@ -137,7 +141,7 @@ impl Steps {
             "DETECT" => self.detecting = true,
             "BUILD" => self.detecting = false,
             _ if self.detecting => {
-                Self::wipe(outside);
+                self.wipe(outside);
                 outside.say(line);
             }
             _ if is_step(line) => {
@@ -154,12 +158,12 @@ impl Steps {
     }
 
     /// The build has ended.
-    pub(crate) fn end(self, outside: &mut Outside<'_>) {
-        Self::wipe(outside);
+    pub(crate) fn end(mut self, outside: &mut Outside<'_>) {
+        self.wipe(outside);
     }
 
-    fn wipe(outside: &mut Outside<'_>) {
-        if outside.err_is_terminal {
+    fn wipe(&mut self, outside: &mut Outside<'_>) {
+        if std::mem::take(&mut self.drawn) {
             redraw(outside.err, "");
         }
     }

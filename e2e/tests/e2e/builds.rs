@@ -450,11 +450,16 @@ fn our_own_words_build_by_a_dockerfile_of_another_name() {
         "gcloud builds submit app --tag={PLACE}/app:v2 --dockerfile=docker/api.Dockerfile"
     ));
     for (words, told) in [
-        ("--source=app --dockerfile=absent", "app has no absent to build an image by"),
+        (
+            "--source=app --dockerfile=absent",
+            "app has no absent to build an image by",
+        ),
         ("--source=app --dockerfile=../Dockerfile", "not a path below the source"),
         ("--image=x --dockerfile=y", "--source"),
     ] {
-        let said = user.ok(&format!("gcloud run deploy app {words} $REGION --quiet 2>&1 || echo ended $?"));
+        let said = user.ok(&format!(
+            "gcloud run deploy app {words} $REGION --quiet 2>&1 || echo ended $?"
+        ));
         assert!(said.contains(told) && said.contains("ended "), "no {told:?} in {said}");
     }
     assert_eq!(user.get(&format!("{url}/name")), "other");
