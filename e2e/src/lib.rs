@@ -22,7 +22,7 @@ mod wire;
 pub use case::run_case;
 pub use filter::filter;
 pub use footprint::Footprint;
-pub use index::{Wheels, python_base};
+pub use index::{Packages, Wheels, language_base};
 pub use layout::Layout;
 pub use server::{Homerun, binary};
 pub use session::{Client, Output, Session};

@@ -1,6 +1,8 @@
 //! A person at a terminal of a Homerun of their own, who expects each command to end well, or to be refused.
 
-use crate::{Client, Homerun, Layout, Session};
+use std::fs;
+
+use crate::{Client, Homerun, Layout, Session, language_base};
 
 /// Panics with the command, what it printed and what Homerun said, where something ends otherwise than expected.
 #[derive(Debug)]
@@ -107,6 +109,17 @@ impl User {
         let layout = Layout::base(&dir).expect("a layout");
         let image = "us-central1-docker.pkg.dev/my-project/e2e/base:latest".to_owned();
         self.ok(&format!("homerun images import {} {image}", layout.dir.display()));
+        image
+    }
+
+    /// Brings Debian's `python` or `node` into the registry, to build apps from, and gives its reference.
+    #[track_caller]
+    pub fn import_language(&mut self, language: &str) -> String {
+        let dir = self.homerun.root().join("layouts").join(language);
+        fs::create_dir_all(&dir).expect("made");
+        language_base(&dir, language).expect("a base");
+        let image = format!("us-central1-docker.pkg.dev/my-project/base/{language}:debian");
+        self.ok(&format!("homerun images import {} {image}", dir.display()));
         image
     }
 

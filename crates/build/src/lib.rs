@@ -14,6 +14,7 @@
 //! ```
 
 mod archive;
+mod buildah;
 mod cache;
 mod detect;
 mod generate;
@@ -45,7 +46,7 @@ pub use crate::{
     archive::{MAX_ARCHIVE, MAX_ENTRIES, MAX_UNPACKED},
     detect::{Base, BaseError, Bases, Language, Plan, Refusal, Tree, base_pair, plan},
     generate::MAX_MARKER,
-    index::PipIndex,
+    index::{Index, Kind},
     log::{MAX_LOG, path as log_path},
 };
 use crate::{cache::Caches, work::Work};
@@ -70,8 +71,8 @@ pub struct Links {
     pub memory_bytes: u64,
     /// Of each build, in thousandths of a CPU.
     pub cpu_millis: u32,
-    /// What pip in build steps reads; None is nothing.
-    pub pip_index: Option<PipIndex>,
+    /// What the package managers of build steps read: at most one of a kind.
+    pub indexes: Vec<Index>,
     /// What Dockerfiles begin with that are written for sources without one.
     pub bases: Bases,
     pub now: fn() -> Timestamp,

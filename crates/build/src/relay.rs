@@ -3,7 +3,7 @@
 //!
 //! The builder's own requests carry a secret of this build, which its build steps do not know: they share its loopback,
 //! and would otherwise have the machine ask strangers for them. It is read only, and reaches nothing but images.
-//! What the steps themselves may ask, and nobody else does, is the package index ([`crate::index`]).
+//! What the steps themselves may ask, and nobody else does, is the package indexes ([`crate::index`]).
 
 use std::{
     convert::Infallible,
@@ -46,7 +46,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     images: Images,
     secret: &str,
-    index: Option<Reader>,
+    indexes: Reader,
 ) -> std::io::Result<Infallible> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let expected = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{secret}"));
@@ -58,17 +58,17 @@ pub(crate) async fn serve(
         if connections.len() >= MOST_CONNECTIONS {
             connections.join_next().await;
         }
-        let (images, expected, index) = (images.clone(), expected.clone(), index.clone());
+        let (images, expected, indexes) = (images.clone(), expected.clone(), indexes.clone());
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let (images, expected, index) = (images.clone(), expected.clone(), index.clone());
+                let (images, expected, indexes) = (images.clone(), expected.clone(), indexes.clone());
                 async move {
                     // A proxy is asked for a host's resource, a server for its own.
                     let is_own = request.uri().authority().is_none() && index::is_asked_for(request.uri().path());
-                    Ok::<_, Infallible>(match index {
-                        _ if !is_own => answer(&images, &expected, &request).await,
-                        Some(index) => index.answer(&request).await,
-                        None => index::nobody(),
+                    Ok::<_, Infallible>(if is_own {
+                        indexes.answer(&request).await
+                    } else {
+                        answer(&images, &expected, &request).await
                     })
                 }
             });

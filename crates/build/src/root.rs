@@ -10,7 +10,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::index;
+use crate::index::Kind;
 
 /// Where things are in a builder.
 pub(crate) const PROGRAM: &str = "/usr/bin/buildah";
@@ -21,8 +21,6 @@ pub(crate) const OUT: &str = "/build/out";
 pub(crate) const TEMPORARY: &str = "/build/tmp";
 pub(crate) const STORAGE: &str = "/build/storage";
 pub(crate) const RUN: &str = "/run/containers";
-/// What steps see as `/etc/pip.conf` where there is an index.
-pub(crate) const PIP: &str = "/etc/homerun/pip.conf";
 /// Where the relay listens in a builder.
 pub(crate) const PORT: u16 = 3128;
 
@@ -69,10 +67,10 @@ pub(crate) fn prepare(dir: &Path, program: &Path) -> io::Result<PathBuf> {
     let _making = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let program = program.canonicalize()?;
     let found = fs::metadata(&program)?;
-    let pip = index::configuration(PORT);
+    let indexes = Kind::ALL.map(|kind| (configuration_of(kind), kind.configuration(PORT)));
     // Another program, another root.
     let mark = format!(
-        "{} {} {} {} {POLICY}{REGISTRIES}{CONTAINERS}{pip}",
+        "{} {} {} {} {POLICY}{REGISTRIES}{CONTAINERS}{indexes:?}",
         program.display(),
         found.len(),
         found.mtime(),
@@ -104,11 +102,13 @@ pub(crate) fn prepare(dir: &Path, program: &Path) -> io::Result<PathBuf> {
         ("etc/containers/policy.json", POLICY),
         ("etc/containers/registries.conf", REGISTRIES),
         ("etc/containers/containers.conf", CONTAINERS),
-        (PIP.trim_start_matches('/'), pip.as_str()),
         ("etc/passwd", "root:x:0:0:root:/root:/bin/false\n"),
         ("etc/group", "root:x:0:\n"),
     ] {
         fs::write(making.join(path), text)?;
+    }
+    for (path, text) in &indexes {
+        fs::write(place(Path::new(path)), text)?;
     }
     // Those of other programs are of no use any more.
     for entry in fs::read_dir(dir)? {
@@ -121,6 +121,11 @@ pub(crate) fn prepare(dir: &Path, program: &Path) -> io::Result<PathBuf> {
     }
     fs::rename(&making, &root)?;
     Ok(root)
+}
+
+/// Where in a builder that lies what steps read of an index of this kind.
+pub(crate) fn configuration_of(kind: Kind) -> String {
+    format!("/etc/homerun/{kind}")
 }
 
 /// 16 hex digits that tell one text from another.

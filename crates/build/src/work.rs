@@ -14,27 +14,14 @@ use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 
 use crate::{
     Links, archive,
+    buildah::{self, History},
     cache::Caches,
     generate::{self, Generated},
-    index::{self, PipIndex, Reader},
+    index::{self, Reader},
     log::{self, Log},
     relay::{self, told},
     root,
 };
-
-/// What the image is called while it is only the builder's.
-const OWN_NAME: &str = "homerun.build/image:latest";
-
-/// What buildah says at the second step on a base image whose configuration has no history: it counts its own steps
-/// against all layers. Without a history it does not count, and does not find layers of earlier builds either.
-const NO_HISTORY: &str = "internal error: history lists";
-
-/// Whether an image tells how it was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum History {
-    Kept,
-    LeftOut,
-}
 
 /// Carries builds out.
 #[derive(Debug)]
@@ -228,9 +215,9 @@ impl Work {
             stop = until.reached() => return Err(stop),
         };
         log.say("BUILD").await?;
-        let index = self.links.pip_index.as_ref();
-        if let Some(index) = index {
-            log.say(&format!("package index of pip: {index}")).await?;
+        let indexes = &self.links.indexes;
+        for index in indexes {
+            log.say(&format!("package index of {}: {index}", index.kind())).await?;
         }
         let mounts = mounts(&place, &cache.storage);
         let secret = format!("{:032x}", (self.links.chance)());
@@ -239,30 +226,17 @@ impl Work {
             root: root.clone(),
             mounts: mounts.clone(),
             arguments,
-            environment: environment(&secret),
+            environment: buildah::environment(&secret),
             cpu_millis: self.links.cpu_millis,
             memory_bytes: self.links.memory_bytes,
             port: root::PORT,
         };
-        let mut made = self
-            .run(
-                spec(build_arguments(&build.recipe, generated, index, History::Kept)),
-                &secret,
-                until,
-                log,
-            )
-            .await?;
-        if made.code != 0 && log.why().contains(NO_HISTORY) {
+        let words = |history| buildah::build_arguments(&build.recipe, generated, indexes, history);
+        let mut made = self.run(spec(words(History::Kept)), &secret, until, log).await?;
+        if made.code != 0 && log.why().contains(buildah::NO_HISTORY) {
             log.say("a base image has no history, so that layers cannot be kept: building again without")
                 .await?;
-            made = self
-                .run(
-                    spec(build_arguments(&build.recipe, generated, index, History::LeftOut)),
-                    &secret,
-                    until,
-                    log,
-                )
-                .await?;
+            made = self.run(spec(words(History::LeftOut)), &secret, until, log).await?;
         }
         if made.code != 0 {
             let why = log.why();
@@ -271,12 +245,12 @@ impl Work {
             } else {
                 String::new()
             };
-            let hint = index::hint(&why).filter(|_| index.is_none());
-            let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
+            let hint = index::hint(&why, indexes).map(|hint| format!("\n{hint}"));
+            let hint = hint.unwrap_or_default();
             return Err(Stop::Failed(format!("the build failed{memory} {why}{hint}")));
         }
         log.say("PUSH").await?;
-        let pushed = self.run(spec(push_arguments()), &secret, until, log).await?;
+        let pushed = self.run(spec(buildah::push_arguments()), &secret, until, log).await?;
         if pushed.code != 0 {
             return Err(Stop::Broken(format!(
                 "the image cannot be taken out of the builder: {}",
@@ -341,8 +315,7 @@ impl Work {
 
     /// Runs a builder to its end, with the relay beside it.
     async fn run(&self, spec: BuilderSpec, secret: &str, until: &mut Until, log: &mut Log) -> Result<BuilderEnd, Stop> {
-        let index = self.links.pip_index.as_ref();
-        let index = index.map(|index| Reader::open(index, secret)).transpose()?;
+        let indexes = Reader::open(&self.links.indexes, secret, root::PORT)?;
         let mut building = self
             .links
             .engine
@@ -351,7 +324,7 @@ impl Work {
             .map_err(|error| Stop::Broken(told(&error)))?;
         let followed = {
             let listener = building.listener.try_clone()?;
-            let relay = relay::serve(listener, self.links.images.clone(), secret, index);
+            let relay = relay::serve(listener, self.links.images.clone(), secret, indexes);
             tokio::select! {
                 ended = follow(&mut building, log) => ended,
                 broken = relay => Err(broken.map_or_else(Stop::from, |never| match never {})),
@@ -409,23 +382,12 @@ fn looks_right(context: &Path, recipe: &Recipe) -> Result<bool, Stop> {
             recipe.directory
         )));
     }
-    let (file, name) = dockerfile(recipe);
+    let (file, name) = buildah::dockerfile(recipe);
     let is_there = fs::symlink_metadata(context.join(&file)).is_ok();
     if !is_there && !recipe.detect {
         return Err(Stop::Failed(format!("the source has no {name}")));
     }
     Ok(is_there)
-}
-
-/// The Dockerfile below the source's root, and how it is called when it is missing.
-fn dockerfile(recipe: &Recipe) -> (PathBuf, String) {
-    if recipe.dockerfile.is_empty() {
-        let file = Path::new(&recipe.directory).join("Dockerfile");
-        let name = file.display().to_string();
-        (file, name)
-    } else {
-        (PathBuf::from(&recipe.dockerfile), recipe.dockerfile.clone())
-    }
 }
 
 fn mounts(place: &Place, storage: &Path) -> Vec<BuilderMount> {
@@ -443,151 +405,9 @@ fn mounts(place: &Place, storage: &Path) -> Vec<BuilderMount> {
     ]
 }
 
-fn environment(secret: &str) -> Vec<String> {
-    let proxy = relay::address(root::PORT, secret);
-    vec![
-        "PATH=/usr/bin".to_owned(),
-        "HOME=/root".to_owned(),
-        format!("TMPDIR={}", root::TEMPORARY),
-        format!("XDG_RUNTIME_DIR={}", root::RUN),
-        // It is in a user namespace already, and need not make one.
-        "_CONTAINERS_USERNS_CONFIGURED=done".to_owned(),
-        "BUILDAH_ISOLATION=chroot".to_owned(),
-        format!("HTTP_PROXY={proxy}"),
-        format!("HTTPS_PROXY={proxy}"),
-    ]
-}
-
-fn program() -> Vec<String> {
-    let words = [
-        root::PROGRAM,
-        "--storage-driver",
-        "overlay",
-        "--root",
-        root::STORAGE,
-        "--runroot",
-        root::RUN,
-    ];
-    words.map(str::to_owned).to_vec()
-}
-
-fn build_arguments(
-    recipe: &Recipe,
-    generated: Option<&Generated>,
-    index: Option<&PipIndex>,
-    history: History,
-) -> Vec<String> {
-    let mut words = program();
-    let fixed = [
-        "build",
-        "--isolation=chroot",
-        // With it a build step could leave its root for the builder's; it is not among the defaults in the root either.
-        "--cap-drop=CAP_SYS_CHROOT",
-        // The relay's address has the secret in it.
-        "--http-proxy=false",
-        // The relay speaks without TLS.
-        "--tls-verify=false",
-        "--retry=0",
-        "--pull",
-        "--identity-label=false",
-    ];
-    words.extend(fixed.map(str::to_owned));
-    words.push("--layers".to_owned());
-    if recipe.no_cache {
-        words.push("--no-cache".to_owned());
-    }
-    if history == History::LeftOut {
-        words.push("--omit-history".to_owned());
-    }
-    if index.is_some() {
-        // Seen by the steps, and not a part of the image. What the file lies on has the last two, and in a user
-        // namespace nobody takes them away.
-        words.extend([
-            "--volume".to_owned(),
-            format!("{}:/etc/pip.conf:ro,nosuid,nodev", root::PIP),
-        ]);
-    }
-    for (name, value) in &recipe.build_args {
-        words.extend(["--build-arg".to_owned(), format!("{name}={value}")]);
-    }
-    for (name, value) in &recipe.labels {
-        words.extend(["--label".to_owned(), format!("{name}={value}")]);
-    }
-    if let Some(target) = &recipe.target {
-        words.extend(["--target".to_owned(), target.clone()]);
-    }
-    let context = Path::new(root::CONTEXT);
-    let beside = Path::new(root::RECIPE);
-    let file = match generated {
-        Some(_) => beside.join(generate::DOCKERFILE),
-        None => context.join(dockerfile(recipe).0),
-    };
-    words.extend(["--file".to_owned(), file.display().to_string()]);
-    if generated.is_some_and(|generated| !generated.ignores_itself) {
-        let ignore = beside.join(generate::IGNORE);
-        words.extend(["--ignorefile".to_owned(), ignore.display().to_string()]);
-    }
-    words.extend(["--tag".to_owned(), OWN_NAME.to_owned()]);
-    words.push(context.join(&recipe.directory).display().to_string());
-    words
-}
-
-fn push_arguments() -> Vec<String> {
-    let mut words = program();
-    let to = format!("oci-archive:{}/image.tar:latest", root::OUT);
-    words.extend(["push", "--quiet", OWN_NAME].map(str::to_owned));
-    words.push(to);
-    words
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_buildah_is_told() {
-        let recipe = Recipe {
-            tags: vec!["x".to_owned()],
-            directory: "app".to_owned(),
-            build_args: vec![("A".to_owned(), "1 2".to_owned())],
-            labels: vec![("l".to_owned(), String::new())],
-            target: Some("final".to_owned()),
-            ..Recipe::default()
-        };
-        let words = build_arguments(&recipe, None, None, History::Kept);
-        let expected = [
-            "--pull",
-            "--identity-label=false",
-            "--layers",
-            "--build-arg",
-            "A=1 2",
-            "--label",
-            "l=",
-            "--target",
-            "final",
-            "--file",
-            "/build/context/app/Dockerfile",
-            "--tag",
-            "homerun.build/image:latest",
-            "/build/context/app",
-        ];
-        assert!(words.ends_with(&expected.map(str::to_owned)), "{words:?}");
-        assert!(words.contains(&"--cap-drop=CAP_SYS_CHROOT".to_owned()));
-        assert!(!words.contains(&"--omit-history".to_owned()));
-        assert!(!words.contains(&"--volume".to_owned()));
-        let other = Recipe {
-            no_cache: true,
-            dockerfile: "d/File".to_owned(),
-            ..Recipe::default()
-        };
-        let index = PipIndex::parse("pip=https://pypi.org/simple").expect("an index");
-        let plain = build_arguments(&other, None, Some(&index), History::LeftOut);
-        assert!(plain.contains(&"/etc/homerun/pip.conf:/etc/pip.conf:ro,nosuid,nodev".to_owned()));
-        assert!(plain.contains(&"--omit-history".to_owned()));
-        assert!(plain.contains(&"--no-cache".to_owned()));
-        assert!(plain.contains(&"/build/context/d/File".to_owned()));
-        assert_eq!(plain.last().map(String::as_str), Some("/build/context/"));
-    }
 
     #[test]
     fn a_cancelled_build_is_left_as_it_was_written() {

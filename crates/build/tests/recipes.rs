@@ -148,6 +148,16 @@ fn what_is_refused_says_what_to_add() {
             "add a script \"start\"",
         ),
         (
+            &[
+                (
+                    "package.json",
+                    r#"{"packageManager": "pnpm@$(id)", "scripts": {"start": "x"}}"#,
+                ),
+                ("pnpm-lock.yaml", ""),
+            ],
+            "package.json: the name \"$(id)\" does not fit",
+        ),
+        (
             &[("package.json", start), ("yarn.lock", ""), ("package-lock.json", "")],
             "the source has package-lock.json and yarn.lock",
         ),
@@ -238,6 +248,7 @@ fn sources(harm: &str) -> Vec<Tree> {
     let package =
         json!({"name": harm, "main": harm, "engines": {"node": harm}, "dependencies": {harm: harm}}).to_string();
     let scripts = json!({"scripts": {"start": harm, "build": harm, harm: harm}}).to_string();
+    let managed = json!({"packageManager": format!("pnpm@{harm}"), "scripts": {"start": "x"}}).to_string();
     let project = format!("[project]\nname = {quoted}\ndependencies = [{quoted}, 'gunicorn']\n");
     let assembly = format!("<AssemblyName>{harm}</AssemblyName>");
     let (wsgi, command, script) = (
@@ -255,6 +266,7 @@ fn sources(harm: &str) -> Vec<Tree> {
         tree(&[("Cargo.toml", "[package]\nname = 'x'\n"), (&script, "")]),
         tree(&[("package.json", &package), (harm, ""), ("package-lock.json", "")]),
         tree(&[("package.json", &scripts), ("yarn.lock", "")]),
+        tree(&[("package.json", &managed), ("pnpm-lock.yaml", "")]),
         tree(&[("pyproject.toml", &project), ("uv.lock", ""), ("main.py", "app = 1\n")]),
         tree(&[("requirements.txt", harm), ("main.py", harm)]),
         tree(&[("requirements.txt", "gunicorn\n"), ("manage.py", ""), (&wsgi, "")]),

@@ -75,10 +75,11 @@ pub(crate) struct Flags {
     /// Memory of one build, such as 4GiB [default: 4GiB]
     #[arg(long, env = "HOMERUN_BUILD_MEMORY", value_name = "SIZE", value_parser = size)]
     build_memory: Option<u64>,
-    /// Package index that build steps may read, such as pip=https://pypi.org/simple [default: none]
-    #[arg(long, env = "HOMERUN_BUILD_INDEX", value_name = "KIND=URL", value_parser = build::PipIndex::parse,
+    /// Package index that build steps may read, such as pip=https://pypi.org/simple; one for each of pip, npm, cargo and
+    /// go [default: none]
+    #[arg(long, env = "HOMERUN_BUILD_INDEX", value_name = "KIND=URL", value_parser = build::Index::parse,
         value_delimiter = ',', hide_env_values = true)]
-    build_index: Vec<build::PipIndex>,
+    build_index: Vec<build::Index>,
     /// Base image for sources without a Dockerfile, such as python=docker.io/library/python:3.13-slim; may be repeated
     #[arg(
         long,
@@ -142,8 +143,8 @@ pub(crate) struct Config {
     pub(crate) build_cache: u64,
     /// Bytes of one build.
     pub(crate) build_memory: u64,
-    /// What pip in builds reads.
-    pub(crate) pip_index: Option<build::PipIndex>,
+    /// What package managers in builds read: at most one of a kind.
+    pub(crate) build_indexes: Vec<build::Index>,
     /// Of sources without a Dockerfile.
     pub(crate) build_bases: build::Bases,
 }
@@ -210,7 +211,7 @@ impl Config {
         let file_index = file.build_index.unwrap_or_default();
         let file_index = file_index
             .iter()
-            .map(|text| build::PipIndex::parse(text))
+            .map(|text| build::Index::parse(text))
             .collect::<Result<Vec<_>, _>>()
             .map_err(told("build-index"))?;
         let mut build_bases = build::Bases::default();
@@ -267,16 +268,19 @@ impl Config {
                 }
                 given => given.unwrap_or(4 << 30),
             },
-            pip_index: {
+            build_indexes: {
                 let given = if flags.build_index.is_empty() {
                     file_index
                 } else {
                     flags.build_index
                 };
-                if given.len() > 1 {
-                    bail!("--build-index: pip has one index, and {} are named", given.len());
+                for kind in build::Kind::ALL {
+                    let named = given.iter().filter(|index| index.kind() == kind).count();
+                    if named > 1 {
+                        bail!("--build-index: {kind} has one index, and {named} are named");
+                    }
                 }
-                given.into_iter().next()
+                given
             },
             build_bases,
         })
@@ -466,11 +470,14 @@ mod tests {
 
     #[test]
     fn an_index_of_packages() {
-        let shown = |config: Config| config.pip_index.map(|index| index.to_string());
-        let pypi = Some("https://pypi.org/simple/".to_owned());
+        let shown = |config: Config| format!("{:?}", config.build_indexes);
+        let pypi = "[pip=https://pypi.org/simple/]";
         let index = "pip=https://pypi.org/simple";
         assert_eq!(shown(of(&["--build-index", index]).expect("one")), pypi);
-        assert_eq!(shown(of(&[]).expect("none")), None);
+        assert_eq!(shown(of(&[]).expect("none")), "[]");
+        let two = "pip=https://pypi.org/simple,npm=https://registry.npmjs.org";
+        let both = "[pip=https://pypi.org/simple/, npm=https://registry.npmjs.org/]";
+        assert_eq!(shown(of(&["--build-index", two]).expect("two kinds")), both);
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("homerun.toml");
         std::fs::write(&file, format!("build-index = [\"{index}\"]\n")).expect("written");
@@ -478,9 +485,9 @@ mod tests {
         assert_eq!(shown(of(&["--config", path]).expect("a configuration")), pypi);
         let error = of(&["--build-index", index, "--build-index", index]).expect_err("two of a kind");
         assert!(error.to_string().contains("pip has one index"), "{error}");
-        std::fs::write(&file, "build-index = [\"npm=https://registry.npmjs.org\"]\n").expect("written");
+        std::fs::write(&file, "build-index = [\"apt=https://deb.debian.org/debian\"]\n").expect("written");
         let error = of(&["--config", path]).expect_err("another kind").to_string();
-        assert!(error.contains("build-index: an index of npm is not served"), "{error}");
+        assert!(error.contains("build-index: an index of apt is not served"), "{error}");
     }
 
     #[test]

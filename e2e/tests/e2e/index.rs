@@ -17,7 +17,7 @@ struct Site {
 }
 
 impl Site {
-    /// `answer` gives the rest of a status line with headers, and the content.
+    /// `answer` gives the rest of a status line with headers, and the content, where SELF is the server's port.
     fn serve(answer: impl Fn(&str) -> (String, String) + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -35,6 +35,7 @@ impl Site {
                 let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
                 seen.lock().expect("no panic").push(head);
                 let (status, content) = answer(&path);
+                let content = content.replace("SELF", &address.port().to_string());
                 let length = content.len();
                 let _ = write!(
                     stream,
@@ -137,6 +138,94 @@ fn steps_read_what_the_index_names_and_nothing_else() {
     user.leaves();
 }
 
+/// The same for the other kinds; `ask` and what uses it are above.
+const OTHERS: &str = r#"
+gives /npm/@a%2fb '"tarball":"http://127.0.0.1:3128/npm-link/'
+link=${said#*\"tarball\":\"http://127.0.0.1:3128}; link=${link%%\"*}
+gives "$link" "a file elsewhere"
+refuses "${link/elsewhere/other}" 403
+refuses "${link/npm-link/pip-link}" 404
+gives /npm/b '"tarball":"http://127.0.0.1:3128/npm/b/-/b-1.tgz"'
+gives /npm/b/-/b-1.tgz "a file of b"
+refuses /npm/-/npm/v1/security/audits/quick 405 POST
+refuses /npm/@a%2f..%2f..%2fadmin 403
+gives /cargo/config.json '"dl":"http://127.0.0.1:3128/cargo-link/'
+link=${said#*\"dl\":\"http://127.0.0.1:3128}; link=${link%%\"*}
+link=${link/\{crate\}/thing}; link=${link/\{version\}/1.0.0}
+gives "${link/\{sha256-checksum\}/SUM}" "a crate"
+refuses "${link/\{sha256-checksum\}/..}" 403
+refuses "${link/elsewhere/other}" 403
+gives /go/example.com/!thing/@v/list v1.0.0
+gives /go/sumdb/sum.golang.org/supported "is passed on"
+for of in "registry=http://127.0.0.1:3128/npm/ /usr/local/etc/npmrc" \
+    "registry=http://127.0.0.1:3128/npm/ /etc/npmrc" "registry=http://127.0.0.1:3128/npm/ /usr/etc/npmrc" \
+    "sparse+http://127.0.0.1:3128/cargo/ /.cargo/config.toml" "GOPROXY=http://127.0.0.1:3128/go /root/.config/go/env"; do
+    [[ $(cat ${of#* }) == *"${of% *}"* ]] || { echo "no ${of% *} in ${of#* }"; exit 1; }
+done
+refuses /pip/thing/ 404
+echo all of them are as they should be
+"#;
+
+#[test]
+fn each_kind_has_an_index_of_its_own() {
+    let files = Site::serve(|path| {
+        let content = match path {
+            "/elsewhere/ab.tgz" => "a file elsewhere",
+            "/elsewhere/crates/thing/1.0.0/download" => "a crate",
+            _ => "what nobody named",
+        };
+        (FILE.to_owned(), content.to_owned())
+    });
+    let at = files.address;
+    let index = Site::serve(move |path| {
+        const JSON: &str = "200 OK\r\nContent-Type: application/vnd.npm.install-v1+json; charset=utf-8";
+        let (head, content) = match path {
+            "/npm/@a%2fb" => (
+                JSON,
+                format!("{{\"versions\":{{\"1\":{{\"dist\":{{\"tarball\":\"http://{at}/elsewhere/ab.tgz\"}}}}}}}}"),
+            ),
+            "/npm/b" => (
+                JSON,
+                "{\"versions\":{\"1\":{\"dist\":{\"tarball\":\"http://127.0.0.1:SELF/npm/b/-/b-1.tgz\"}}}}".to_owned(),
+            ),
+            "/npm/b/-/b-1.tgz" => (FILE, "a file of b".to_owned()),
+            "/cargo/config.json" => (
+                FILE,
+                format!("{{\"dl\":\"http://{at}/elsewhere/crates\",\"api\":\"http://{at}\"}}"),
+            ),
+            "/go/example.com/!thing/@v/list" => ("200 OK\r\nContent-Type: text/plain", "v1.0.0\n".to_owned()),
+            "/go/sumdb/sum.golang.org/supported" => ("200 OK", "is passed on".to_owned()),
+            "/admin" => (FILE, "what is not an index".to_owned()),
+            _ => ("404 Not Found", String::new()),
+        };
+        (head.to_owned(), content)
+    });
+    let port = index.address.port();
+    let flag = ["npm", "cargo", "go"].map(|kind| format!("{kind}=http://127.0.0.1:{port}/{kind}"));
+    let mut user = User::with(&["--build-index", &flag.join(",")], Client::Homerun);
+    let base = user.import_base();
+    let dir = user.homerun.root().join("home/app");
+    fs::create_dir_all(&dir).expect("made");
+    fs::write(
+        dir.join("Dockerfile"),
+        format!("FROM {base}\nCOPY script /script\nRUN [\"/bin/sh\", \"/script\"]\nENTRYPOINT [\"/probe\"]\n"),
+    )
+    .expect("written");
+    let (asks, _) = STEP.split_once("gives /pip/").expect("what asks");
+    let script = format!("{asks}{OTHERS}").replace("SUM", &"0123456789abcdef".repeat(4));
+    fs::write(dir.join("script"), script).expect("written");
+    let said = user.ok("gcloud builds submit app --tag=us-central1-docker.pkg.dev/my-project/built/app 2>&1");
+    assert!(said.contains("all of them are as they should be"), "{said}");
+    for kind in ["npm", "cargo", "go"] {
+        let line = format!("package index of {kind}: http://127.0.0.1:{port}/{kind}/");
+        assert!(said.contains(&line), "no {line} in {said}");
+    }
+    let (asked, elsewhere) = (index.seen(), files.seen());
+    assert_eq!(elsewhere.len(), 2, "what was named alone: {elsewhere:?}");
+    assert!(!asked.iter().any(|head| head.contains("admin")), "{asked:?}");
+    user.leaves();
+}
+
 #[test]
 fn without_an_index_a_step_reads_nothing() {
     let mut user = User::with(&[], Client::Google);
@@ -144,7 +233,7 @@ fn without_an_index_a_step_reads_nothing() {
     let dir = user.homerun.root().join("home/app");
     fs::create_dir_all(&dir).expect("made");
     let script = format!(
-        "{}said=$(ask GET /pip/thing/); [[ $said == *\" 404 no package index: homerun up --build-index \"* ]] || exit 1\n\
+        "{}said=$(ask GET /pip/thing/); [[ $said == *\" 404 no package index of pip: homerun up --build-index \"* ]] || exit 1\n\
          [ ! -s /etc/pip.conf ] || exit 1\necho nothing was read\n",
         STEP.split_once("gives()").expect("a helper").0
     );

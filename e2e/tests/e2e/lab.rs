@@ -3,10 +3,9 @@
 
 use std::{collections::BTreeMap, fs};
 
-use homerun_e2e::{Client, User, Wheels, python_base};
+use homerun_e2e::{Client, User, Wheels};
 
 const LAB: &str = include_str!("../../lab.sh");
-const BASE: &str = "us-central1-docker.pkg.dev/my-project/base/python:3.11";
 
 /// The tasks in order, each as its commands: a line of comment begins one.
 fn tasks() -> Vec<Vec<String>> {
@@ -29,11 +28,8 @@ fn tasks() -> Vec<Vec<String>> {
 }
 
 fn mirror_python(user: &mut User) {
-    let dir = user.homerun.root().join("layouts/python");
-    fs::create_dir_all(&dir).expect("made");
-    python_base(&dir).expect("a base");
-    user.ok(&format!("homerun images import {} {BASE}", dir.display()));
-    user.ok(&format!("homerun images mirror python:3.12-slim {BASE}"));
+    let base = user.import_language("python");
+    user.ok(&format!("homerun images mirror python:3.12-slim {base}"));
 }
 
 fn lab(client: Client) {

@@ -22,6 +22,7 @@ mod lab;
 mod mirror;
 mod probes;
 mod protocols;
+mod recipes;
 mod room;
 mod runtime;
 mod scaling;

@@ -132,7 +132,7 @@ fn rust_programs(given: Given<'_>, manifest: &toml::Table) -> Result<(Vec<String
     }
     let below = tree.files.iter().filter_map(|file| file.strip_prefix("src/bin/"));
     names.extend(below.filter_map(|file| {
-        let name = file.strip_suffix(".rs").or_else(|| file.strip_suffix("/main.rs"))?;
+        let name = file.strip_suffix("/main.rs").or_else(|| file.strip_suffix(".rs"))?;
         (!name.contains('/')).then_some(name)
     }));
     names.sort_unstable();

@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::{Draft, Entry, Given, Language, Refusal, Tree, base::Base, dockerfile::Dockerfile};
+use super::{
+    Draft, Entry, Given, Language, Refusal, Tree,
+    base::Base,
+    dockerfile::{Dockerfile, fits},
+};
 
 const IGNORE: &[&str] = &["node_modules", "npm-debug.log"];
 /// What `npm start` runs where nothing else is said, and what else programs are called.
@@ -54,8 +58,10 @@ pub(super) fn is_program(tree: &Tree) -> Result<bool, Refusal> {
 struct Manager {
     lock: &'static str,
     name: &'static str,
-    /// Before all else.
-    enable: Option<&'static [&'static str]>,
+    /// What brings it, before all else.
+    brought: Brought,
+    /// A line of shell that makes the lock file name the registry in force.
+    relock: Option<&'static str>,
     all: &'static [&'static str],
     /// Without what only the build needs.
     used: &'static [&'static str],
@@ -63,12 +69,21 @@ struct Manager {
     prune: Option<&'static [&'static str]>,
 }
 
-const COREPACK: &[&str] = &["corepack", "enable"];
+/// Where a package manager comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Brought {
+    /// It is in the base image.
+    Already,
+    /// It is a package of npm's, in the version that the program names.
+    ByNpm,
+    ByCorepack,
+}
 
 const NPM: Manager = Manager {
     lock: "package-lock.json",
     name: "npm",
-    enable: None,
+    brought: Brought::Already,
+    relock: None,
     all: &["npm", "ci", "--include=dev"],
     used: &["npm", "ci", "--omit=dev"],
     prune: Some(&["npm", "prune", "--omit=dev"]),
@@ -82,16 +97,21 @@ const SHRINKWRAP: Manager = Manager {
 const PNPM: Manager = Manager {
     lock: "pnpm-lock.yaml",
     name: "pnpm",
-    enable: Some(COREPACK),
+    brought: Brought::ByNpm,
+    relock: None,
     all: &["pnpm", "install", "--frozen-lockfile", "--prod=false"],
     used: &["pnpm", "install", "--frozen-lockfile", "--prod"],
     prune: Some(&["pnpm", "prune", "--prod"]),
 };
 
+/// Yarn's first version asks for the URLs of its lock file, whatever registry is set.
+const RELOCK: &str = r#"sed -i "s!https://registry\.\(yarnpkg\.com\|npmjs\.org\)/!$(npm config get registry | sed 's!/*$!/!')!" yarn.lock"#;
+
 const YARN: Manager = Manager {
     lock: "yarn.lock",
     name: "yarn",
-    enable: None,
+    brought: Brought::Already,
+    relock: Some(RELOCK),
     all: &["yarn", "install", "--frozen-lockfile", "--production=false"],
     used: &["yarn", "install", "--frozen-lockfile", "--production"],
     prune: None,
@@ -99,7 +119,8 @@ const YARN: Manager = Manager {
 
 /// Yarn from its second version on, which has another grammar.
 const BERRY: Manager = Manager {
-    enable: Some(COREPACK),
+    brought: Brought::ByCorepack,
+    relock: None,
     all: &["yarn", "install", "--immutable"],
     used: &["yarn", "install", "--immutable"],
     ..YARN
@@ -126,6 +147,25 @@ fn manager(tree: &Tree) -> Result<Manager, Refusal> {
             second: other.lock.to_owned(),
         }),
     }
+}
+
+/// The version of a package manager that the program names, as in `pnpm@9.15.9+sha512.ab`, without the sum.
+fn version<'p>(package: &'p Map<String, Value>, manager: &str) -> Result<Option<&'p str>, Refusal> {
+    let named = package
+        .get("packageManager")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let Some(version) = named.strip_prefix(manager).and_then(|rest| rest.strip_prefix('@')) else {
+        return Ok(None);
+    };
+    let version = version.split('+').next().unwrap_or_default();
+    if fits(version) {
+        return Ok(Some(version));
+    }
+    Err(Refusal::Name {
+        file: "package.json".to_owned(),
+        name: version.to_owned(),
+    })
 }
 
 pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
@@ -158,6 +198,22 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
             "package.json asks for node {wanted:?}; the base image decides, see --build-base"
         ));
     }
+    let bring: Option<Vec<String>> = match manager.brought {
+        Brought::ByCorepack if installs => Some(["corepack", "enable"].map(str::to_owned).to_vec()),
+        Brought::ByNpm if installs => {
+            let version = version(&package, manager.name)?;
+            if version.is_none() {
+                notes.push(format!(
+                    "package.json has no packageManager that names a version of {0}, and the newest {0} is taken",
+                    manager.name
+                ));
+            }
+            let version = version.map(|version| format!("@{version}")).unwrap_or_default();
+            let package = format!("{}{version}", manager.name);
+            Some(["npm", "install", "--global", &package].map(str::to_owned).to_vec())
+        }
+        Brought::Already | Brought::ByCorepack | Brought::ByNpm => None,
+    };
     let build = ["gcp-build", "build"]
         .into_iter()
         .find(|name| script(&package, name).is_some());
@@ -175,8 +231,8 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
     let needs_all = package.contains_key("workspaces") || tree.has("pnpm-workspace.yaml") || tree.is_below(".yarn");
     let mut file = Dockerfile::begin();
     let install = |file: &mut Dockerfile, words: &[&str]| {
-        if let Some(enable) = manager.enable.filter(|_| installs) {
-            file.run(enable);
+        if let Some(bring) = &bring {
+            file.run(&bring.iter().map(String::as_str).collect::<Vec<_>>());
         }
         if !installs {
             return;
@@ -185,6 +241,9 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
             file.copy_all();
         } else {
             file.copy(&wanted);
+        }
+        if let Some(relock) = manager.relock {
+            file.shell(relock);
         }
         file.run(words);
     };
