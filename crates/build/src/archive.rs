@@ -1,7 +1,8 @@
 //! The source of a build: a ZIP (`gcloud run deploy --source`) or a gzipped tar (`gcloud builds submit`), unpacked into
 //! a fresh directory. Nothing of an archive is written outside of it: names that lead out are refused, links are made
 //! after all files, so that no file is written through one, and links that lead out are refused. What is neither file,
-//! directory nor symbolic link is refused too. Owners are dropped, of the modes only what everybody may run is kept.
+//! directory nor symbolic link is refused too. Owners are dropped, of the modes only what everybody may run is kept. Files
+//! keep the time that the archive says, as docker's clients send it.
 
 use std::{
     collections::BTreeSet,
@@ -9,6 +10,7 @@ use std::{
     io::{self, BufReader, Read, Seek, SeekFrom, Write as _},
     os::unix::fs::{OpenOptionsExt as _, symlink},
     path::{Component, Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 /// Largest archive in bytes: 2 GiB.
@@ -61,8 +63,17 @@ pub(crate) enum ArchiveError {
     Disk(#[source] io::Error),
 }
 
-/// Unpacks `archive` into the empty directory `to`. Blocks on the disk. Answers how many files there are.
-pub(crate) fn unpack(mut archive: File, to: &Path, limits: Limits) -> Result<u64, ArchiveError> {
+/// What was unpacked.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) files: u64,
+    /// When its files were changed last, in seconds since 1970.
+    pub(crate) times: BTreeSet<u64>,
+}
+
+/// Unpacks `archive` into the empty directory `to`. No file is of a later time than `latest`, in seconds since 1970. Blocks
+/// on the disk.
+pub(crate) fn unpack(mut archive: File, to: &Path, limits: Limits, latest: u64) -> Result<Contents, ArchiveError> {
     let size = archive.metadata().map_err(ArchiveError::Disk)?.len();
     if size > limits.archive {
         return Err(ArchiveError::TooLarge {
@@ -73,7 +84,7 @@ pub(crate) fn unpack(mut archive: File, to: &Path, limits: Limits) -> Result<u64
     let mut magic = [0; 4];
     let read = read_start(&mut archive, &mut magic).map_err(ArchiveError::Disk)?;
     archive.seek(SeekFrom::Start(0)).map_err(ArchiveError::Disk)?;
-    let mut tree = Tree::new(to, limits);
+    let mut tree = Tree::new(to, limits, latest);
     match &magic[..read] {
         // The second is a ZIP without an entry.
         [b'P', b'K', 3, 4] | [b'P', b'K', 5, 6] => unzip(archive, &mut tree)?,
@@ -112,12 +123,25 @@ fn unzip(archive: File, tree: &mut Tree<'_>) -> Result<(), ArchiveError> {
             let target = link_target(&mut entry)?;
             tree.link(&name, &target)?;
         } else if kind == 0o100_000 || kind == 0 {
-            tree.file(&name, mode.is_some_and(|mode| mode & 0o111 != 0), &mut entry)?;
+            let time = entry.last_modified().map_or(0, zip_seconds);
+            tree.file(&name, mode.is_some_and(|mode| mode & 0o111 != 0), time, &mut entry)?;
         } else {
             return Err(ArchiveError::Special { name });
         }
     }
     Ok(())
+}
+
+/// A ZIP tells the time of the clock on its maker's wall, without the zone.
+fn zip_seconds(time: zip::DateTime) -> u64 {
+    let day = i8::try_from(time.month()).ok().zip(i8::try_from(time.day()).ok());
+    let clock = [time.hour(), time.minute(), time.second()].map(|part| i8::try_from(part).unwrap_or(0));
+    day.zip(i16::try_from(time.year()).ok())
+        .and_then(|((month, day), year)| {
+            jiff::civil::DateTime::new(year, month, day, clock[0], clock[1], clock[2], 0).ok()
+        })
+        .and_then(|time| jiff::tz::TimeZone::UTC.to_timestamp(time).ok())
+        .map_or(0, |time| u64::try_from(time.as_second()).unwrap_or(0))
 }
 
 fn link_target(entry: impl Read) -> Result<String, ArchiveError> {
@@ -140,7 +164,8 @@ fn untar(archive: impl Read, tree: &mut Tree<'_>) -> Result<(), ArchiveError> {
             tree.directory(&name)?;
         } else if kind.is_file() || kind.is_contiguous() {
             let runs = entry.header().mode().map_err(damaged)? & 0o111 != 0;
-            tree.file(&name, runs, &mut entry)?;
+            let time = entry.header().mtime().map_err(damaged)?;
+            tree.file(&name, runs, time, &mut entry)?;
         } else if kind.is_symlink() {
             let target = entry.link_name_bytes().ok_or_else(|| damaged("a link has no target"))?;
             let target = text(&target)?;
@@ -165,8 +190,9 @@ fn taken(name: &str, error: io::Error) -> ArchiveError {
 struct Tree<'t> {
     root: &'t Path,
     limits: Limits,
+    latest: u64,
     entries: u64,
-    files: u64,
+    contents: Contents,
     left: u64,
     made: BTreeSet<PathBuf>,
     /// Made last.
@@ -174,12 +200,13 @@ struct Tree<'t> {
 }
 
 impl<'t> Tree<'t> {
-    fn new(root: &'t Path, limits: Limits) -> Self {
+    fn new(root: &'t Path, limits: Limits, latest: u64) -> Self {
         Self {
             root,
             limits,
+            latest,
             entries: 0,
-            files: 0,
+            contents: Contents::default(),
             left: limits.unpacked,
             made: BTreeSet::new(),
             links: Vec::new(),
@@ -234,7 +261,7 @@ impl<'t> Tree<'t> {
         Ok(path)
     }
 
-    fn file(&mut self, name: &str, runs: bool, content: &mut impl Read) -> Result<(), ArchiveError> {
+    fn file(&mut self, name: &str, runs: bool, time: u64, content: &mut impl Read) -> Result<(), ArchiveError> {
         let path = self.place(name)?;
         let opened = OpenOptions::new()
             .write(true)
@@ -254,7 +281,11 @@ impl<'t> Tree<'t> {
             })?;
             file.write_all(&buffer[..read]).map_err(ArchiveError::Disk)?;
         }
-        self.files += 1;
+        let time = time.min(self.latest);
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(time))
+            .map_err(ArchiveError::Disk)?;
+        self.contents.times.insert(time);
+        self.contents.files += 1;
         Ok(())
     }
 
@@ -280,12 +311,16 @@ impl<'t> Tree<'t> {
         Ok(())
     }
 
-    fn finish(self) -> Result<u64, ArchiveError> {
+    fn finish(mut self) -> Result<Contents, ArchiveError> {
         for (path, target) in &self.links {
             symlink(target, self.root.join(path)).map_err(|error| taken(&path.display().to_string(), error))?;
         }
-        let all = self.files + self.links.len() as u64;
-        if all == 0 { Err(ArchiveError::Empty) } else { Ok(all) }
+        self.contents.files += self.links.len() as u64;
+        if self.contents.files == 0 {
+            Err(ArchiveError::Empty)
+        } else {
+            Ok(self.contents)
+        }
     }
 }
 
@@ -301,6 +336,9 @@ mod tests {
         Directory(&'e str),
         Pipe(&'e str),
     }
+
+    /// When the entries were changed last: 2020-09-13T12:26:40Z.
+    const CHANGED: u64 = 1_600_000_000;
 
     fn tgz(entries: &[Entry<'_>]) -> File {
         let file = tempfile::tempfile().expect("a file");
@@ -327,6 +365,7 @@ mod tests {
                     (name, b"")
                 }
             };
+            header.set_mtime(CHANGED);
             header.set_size(content.len() as u64);
             // As it is, whatever it is.
             header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -339,7 +378,8 @@ mod tests {
     fn zipped(entries: &[Entry<'_>]) -> File {
         let mut zip = zip::ZipWriter::new(tempfile::tempfile().expect("a file"));
         for entry in entries {
-            let options = zip::write::SimpleFileOptions::default();
+            let changed = zip::DateTime::from_date_and_time(2020, 9, 13, 12, 26, 40).expect("a time");
+            let options = zip::write::SimpleFileOptions::default().last_modified_time(changed);
             match entry {
                 Entry::File(name, content, mode) => {
                     zip.start_file(*name, options.unix_permissions(*mode)).expect("begun");
@@ -353,11 +393,19 @@ mod tests {
         zip.finish().expect("finished")
     }
 
-    fn unpacked(mut archive: File, limits: Limits) -> (tempfile::TempDir, Result<u64, ArchiveError>) {
+    fn unpacked(archive: File, limits: Limits) -> (tempfile::TempDir, Result<Contents, ArchiveError>) {
+        unpacked_by(archive, limits, CHANGED + 1)
+    }
+
+    fn unpacked_by(
+        mut archive: File,
+        limits: Limits,
+        latest: u64,
+    ) -> (tempfile::TempDir, Result<Contents, ArchiveError>) {
         let dir = tempfile::tempdir().expect("a directory");
         archive.seek(SeekFrom::Start(0)).expect("from the start");
         fs::create_dir(dir.path().join("in")).expect("made");
-        let done = unpack(archive, &dir.path().join("in"), limits);
+        let done = unpack(archive, &dir.path().join("in"), limits, latest);
         assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 1, "beside it");
         (dir, done)
     }
@@ -372,12 +420,17 @@ mod tests {
         ];
         for archive in [tgz(&entries), zipped(&entries)] {
             let (dir, done) = unpacked(archive, LIMITS);
-            assert_eq!(done.expect("unpacked"), 3);
+            let contents = done.expect("unpacked");
+            assert_eq!((contents.files, contents.times), (3, BTreeSet::from([CHANGED])));
             let at = |name: &str| dir.path().join("in").join(name);
             assert_eq!(fs::read_to_string(at("Dockerfile")).expect("there"), "FROM x\n");
             let mode = fs::metadata(at("bin/again")).expect("there").permissions().mode();
             assert_eq!(mode & 0o7777, 0o755, "through the link, and without the user's id");
+            let changed = fs::metadata(at("Dockerfile")).and_then(|found| found.modified());
+            assert_eq!(changed.expect("a time"), UNIX_EPOCH + Duration::from_secs(CHANGED));
         }
+        let (_dir, done) = unpacked_by(tgz(&entries), LIMITS, 7);
+        assert_eq!(done.expect("unpacked").times, BTreeSet::from([7]), "none of the future");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use model::Recipe;
 use crate::{
     generate::{self, Generated},
     index::Index,
-    relay, root,
+    relay, root, take,
 };
 
 /// What the image is called while it is only the builder's.
@@ -126,9 +126,9 @@ pub(crate) fn build_arguments(
 
 pub(crate) fn push_arguments() -> Vec<String> {
     let mut words = program();
-    let to = format!("oci-archive:{}/image.tar:latest", root::OUT);
-    words.extend(["push", "--quiet", OWN_NAME].map(str::to_owned));
-    words.push(to);
+    // Compressed for the way only.
+    words.extend(["push", "--quiet", "--compression-format=zstd", "--compression-level=1"].map(str::to_owned));
+    words.extend([OWN_NAME.to_owned(), format!("oci:{}/{}:latest", root::OUT, take::IMAGE)]);
     words
 }
 

@@ -109,7 +109,7 @@ fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Bytes on the disk of all that is below a directory; no link is followed.
-fn size(dir: &Path) -> io::Result<u64> {
+pub(crate) fn size(dir: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     let mut total = 0;
     let mut open = vec![dir.to_owned()];

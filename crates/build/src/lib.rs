@@ -8,8 +8,9 @@
 //!
 //! ```text
 //! builds/root-<hash>/              the builder's root: buildah and its libraries
-//! builds/work/<id>/                one build: context, recipe, out, tmp; gone at its end
+//! builds/work/<id>/                one build: context, recipe, out, tmp, image; gone at its end
 //! builds/cache/<hash>/storage      layers of earlier builds of one image
+//! builds/cache/<hash>/memory.json  what these were built from
 //! builds/log/log-<id>.txt          logs
 //! ```
 
@@ -17,11 +18,16 @@ mod archive;
 mod buildah;
 mod cache;
 mod detect;
+mod disk;
 mod generate;
 mod index;
+mod layer;
 mod log;
 mod relay;
+mod reuse;
 mod root;
+mod served;
+mod take;
 mod work;
 
 use std::{
@@ -69,6 +75,8 @@ pub struct Links {
     pub cache_bytes: u64,
     /// Of each build.
     pub memory_bytes: u64,
+    /// The most bytes that each build may write to the disk.
+    pub disk_bytes: u64,
     /// Of each build, in thousandths of a CPU.
     pub cpu_millis: u32,
     /// What the package managers of build steps read: at most one of a kind.

@@ -23,7 +23,10 @@ use image::{Digest, Images, Reference, Repository, ResolveError, Version};
 use serde_json::json;
 use tokio::{io::AsyncRead as _, task::JoinSet};
 
-use crate::index::{self, Reader};
+use crate::{
+    index::{self, Reader},
+    served::Served,
+};
 
 /// How much of a blob is read at a time.
 const PIECE: usize = 128 << 10;
@@ -47,6 +50,7 @@ pub(crate) async fn serve(
     images: Images,
     secret: &str,
     indexes: Reader,
+    served: Served,
 ) -> std::io::Result<Infallible> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let expected = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{secret}"));
@@ -58,17 +62,18 @@ pub(crate) async fn serve(
         if connections.len() >= MOST_CONNECTIONS {
             connections.join_next().await;
         }
-        let (images, expected, indexes) = (images.clone(), expected.clone(), indexes.clone());
+        let (images, expected, indexes, served) = (images.clone(), expected.clone(), indexes.clone(), served.clone());
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let (images, expected, indexes) = (images.clone(), expected.clone(), indexes.clone());
+                let (images, expected, indexes, served) =
+                    (images.clone(), expected.clone(), indexes.clone(), served.clone());
                 async move {
                     // A proxy is asked for a host's resource, a server for its own.
                     let is_own = request.uri().authority().is_none() && index::is_asked_for(request.uri().path());
                     Ok::<_, Infallible>(if is_own {
                         indexes.answer(&request).await
                     } else {
-                        answer(&images, &expected, &request).await
+                        answer(&images, &expected, &served, &request).await
                     })
                 }
             });
@@ -95,7 +100,7 @@ fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     full(status, "application/json", body.to_string())
 }
 
-async fn answer(images: &Images, expected: &str, request: &Request<Incoming>) -> Response<Body> {
+async fn answer(images: &Images, expected: &str, served: &Served, request: &Request<Incoming>) -> Response<Body> {
     let given = request.headers().get(header::PROXY_AUTHORIZATION);
     if given.is_none_or(|given| given.as_bytes() != expected.as_bytes()) {
         let mut response = refusal(
@@ -126,7 +131,13 @@ async fn answer(images: &Images, expected: &str, request: &Request<Incoming>) ->
     };
     let answered = match asked {
         Asked::Whether => Ok(full(StatusCode::OK, "application/json", "{}")),
-        Asked::Manifest(repository, version) => manifest(images, repository, version, is_head).await,
+        Asked::Manifest(repository, version) => {
+            let answered = manifest(images, served, repository, version, is_head).await;
+            if answered.is_err() {
+                served.note_refusal();
+            }
+            answered
+        }
         Asked::Blob(digest) => blob(images, digest, is_head).await,
     };
     answered.unwrap_or_else(|refused| refused)
@@ -165,6 +176,7 @@ fn ask(host: &str, path: &str) -> Result<Asked, String> {
 /// Answers a manifest; of what is not stored, after the pull.
 async fn manifest(
     images: &Images,
+    served: &Served,
     repository: Repository,
     version: Version,
     is_head: bool,
@@ -177,6 +189,7 @@ async fn manifest(
     if let Version::Digest(digest) = version
         && let Some(found) = among_blobs(images, digest).await
     {
+        served.note(&reference, digest);
         return Ok(shown(digest, &found.0, found.1, is_head));
     }
     let resolved = images.resolve(&reference).await.map_err(|error| {
@@ -194,6 +207,7 @@ async fn manifest(
     let stored = stored
         .map_err(|error| gone(error.to_string()))?
         .map_err(|error| gone(told(&error)))?;
+    served.note(&reference, digest);
     Ok(shown(digest, &stored.media_type, stored.content, is_head))
 }
 

@@ -2,13 +2,14 @@
 //! client, in the log and in the build.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building};
-use image::{Reference, Tag};
+use image::{Digest, Reference, Tag};
 use model::{Build, BuildState, BuiltImage, Recipe, Timestamp};
 use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 
@@ -16,11 +17,16 @@ use crate::{
     Links, archive,
     buildah::{self, History},
     cache::Caches,
+    disk::Growth,
     generate::{self, Generated},
     index::{self, Reader},
+    layer::Times,
     log::{self, Log},
     relay::{self, told},
+    reuse::{self, Memory},
     root,
+    served::Served,
+    take::{self, Bases},
 };
 
 /// Carries builds out.
@@ -38,6 +44,8 @@ enum Stop {
     Late,
     /// The user's own doing, in words for them.
     Failed(String),
+    /// The same, and the builder has written too much to keep it.
+    Full(String),
     /// Ours.
     Broken(String),
 }
@@ -100,6 +108,22 @@ impl Drop for Place {
             tracing::warn!(%error, place = %self.0.display(), "what a build left stays until the next start");
         }
     }
+}
+
+/// A source in its place.
+struct Fetched {
+    generated: Option<Generated>,
+    /// When its files were changed last.
+    times: BTreeSet<u64>,
+    /// Of what is in it.
+    sum: String,
+}
+
+/// What there is beside the builders of one build.
+struct Beside {
+    secret: String,
+    served: Served,
+    disk: Growth,
 }
 
 impl Work {
@@ -197,8 +221,8 @@ impl Work {
         let root = tokio::task::block_in_place(|| root::prepare(&dir, &program))
             .map_err(|error| Stop::Broken(format!("the builder's root cannot be made: {error}")))?;
         let place = Place::make(&self.links.dir, build.id.as_str())?;
-        let generated = until.for_short(self.fetch(build, &place, log)).await?;
-        let generated = generated.as_ref();
+        let fetched = until.for_short(self.fetch(build, &place, log)).await?;
+        let generated = fetched.generated.as_ref();
 
         let references = build.images.iter().map(|name| name.parse::<Reference>());
         let references = references
@@ -214,29 +238,48 @@ impl Work {
             }) => turn?,
             stop = until.reached() => return Err(stop),
         };
+        let key = reuse::key(
+            &fetched.sum,
+            &build.recipe,
+            generated.map(|generated| [&generated.plan.dockerfile, &generated.plan.ignore]),
+            &root.display().to_string(),
+            &self.links.indexes,
+        );
+        let mut memory = tokio::task::block_in_place(|| Memory::read(&cache.storage));
+        if !build.recipe.no_cache
+            && let Some((earlier, digest)) = memory.unchanged(&key, &self.links.images, &references).await
+        {
+            log.say(&format!("unchanged since build {}: {image}@{digest}", earlier.id))
+                .await?;
+            return self.name(&references, digest, log).await;
+        }
         log.say("BUILD").await?;
         let indexes = &self.links.indexes;
         for index in indexes {
             log.say(&format!("package index of {}: {index}", index.kind())).await?;
         }
         let mounts = mounts(&place, &cache.storage);
-        let secret = format!("{:032x}", (self.links.chance)());
+        let beside = Beside {
+            secret: format!("{:032x}", (self.links.chance)()),
+            served: Served::default(),
+            disk: Growth::new(cache.storage.clone(), place.0.clone(), self.links.disk_bytes),
+        };
         let spec = |arguments| BuilderSpec {
             id: build.id.as_str().to_owned(),
             root: root.clone(),
             mounts: mounts.clone(),
             arguments,
-            environment: buildah::environment(&secret),
+            environment: buildah::environment(&beside.secret),
             cpu_millis: self.links.cpu_millis,
             memory_bytes: self.links.memory_bytes,
             port: root::PORT,
         };
         let words = |history| buildah::build_arguments(&build.recipe, generated, indexes, history);
-        let mut made = self.run(spec(words(History::Kept)), &secret, until, log).await?;
+        let mut made = self.run(spec(words(History::Kept)), &beside, until, log).await?;
         if made.code != 0 && log.why().contains(buildah::NO_HISTORY) {
             log.say("a base image has no history, so that layers cannot be kept: building again without")
                 .await?;
-            made = self.run(spec(words(History::LeftOut)), &secret, until, log).await?;
+            made = self.run(spec(words(History::LeftOut)), &beside, until, log).await?;
         }
         if made.code != 0 {
             let why = log.why();
@@ -250,40 +293,67 @@ impl Work {
             return Err(Stop::Failed(format!("the build failed{memory} {why}{hint}")));
         }
         log.say("PUSH").await?;
-        let pushed = self.run(spec(buildah::push_arguments()), &secret, until, log).await?;
+        let (out, to) = (place.of("out"), place.of("image"));
+        let bases = Bases::of(&self.links.images, &beside.served);
+        let times = Times {
+            epoch: bases.epoch,
+            of_source: fetched.times,
+        };
+        let mut layers = bases.layers.clone();
+        layers.extend(memory.layers(bases.epoch));
+        tokio::task::block_in_place(|| take::offer(&self.links.images, &mut layers, &out))?;
+        let pushed = self.run(spec(buildah::push_arguments()), &beside, until, log).await?;
         if pushed.code != 0 {
             return Err(Stop::Broken(format!(
                 "the image cannot be taken out of the builder: {}",
                 log.why()
             )));
         }
-        let whole = place.of("out").join("image.tar");
-        // What a builder left is a stranger's: a link would lead anywhere.
-        if !fs::symlink_metadata(&whole)?.is_file() {
-            return Err(Stop::Broken("the builder left no image".to_owned()));
-        }
+        let taken = tokio::task::block_in_place(|| take::take(&out, &to, &bases, &layers, &times));
+        let layers = taken.map_err(|error| Stop::Broken(told(&error)))?;
         // From here on it is not interrupted: a name is given or is not.
         until.for_short(async { Ok(()) }).await?;
+        let imported = self.links.images.import_layout(&to, Some(first)).await;
+        let imported = imported.map_err(|error| Stop::Failed(told(&error)))?;
+        let digest = imported.first().map(|image| image.digest);
+        let digest = digest.ok_or_else(|| Stop::Broken("the builder left no image".to_owned()))?;
+        for other in references
+            .iter()
+            .filter(|other| other.repository() != first.repository())
+        {
+            let imported = self.links.images.import_layout(&to, Some(other)).await;
+            imported.map_err(|error| Stop::Failed(told(&error)))?;
+        }
+        let images = self.name(&references, digest, log).await?;
+        memory.keep_layers(bases.epoch, layers, &bases.layers);
+        if let Some(tags) = beside.served.tags() {
+            memory.remember(key, &build.id, &digest.to_string(), &tags);
+        }
+        if let Err(error) = tokio::task::block_in_place(|| memory.write(&cache.storage)) {
+            tracing::warn!(%error, "what a build was made of is not remembered");
+        }
+        Ok(images)
+    }
+
+    /// Points all names of a build at its image, which their repositories hold.
+    async fn name(&self, references: &[Reference], digest: Digest, log: &mut Log) -> Result<Vec<BuiltImage>, Stop> {
         let mut images = Vec::new();
         for reference in references {
-            let imported = self.links.images.import_layout(&whole, Some(&reference));
-            let imported = imported.await.map_err(|error| Stop::Failed(told(&error)))?;
-            let Some(image) = imported.into_iter().next() else {
-                return Err(Stop::Broken("the builder left no image".to_owned()));
-            };
             let tag = reference.tag().cloned().unwrap_or_else(Tag::latest);
+            let tagged = self.links.images.add_tag(reference.repository(), &tag, &digest);
+            tagged.await.map_err(|error| Stop::Failed(told(&error)))?;
             let name = format!("{}:{}", reference.repository(), tag.as_str());
-            log.say(&format!("{name}: {}", image.digest)).await?;
+            log.say(&format!("{name}: {digest}")).await?;
             images.push(BuiltImage {
                 name,
-                digest: image.digest.to_string(),
+                digest: digest.to_string(),
             });
         }
         Ok(images)
     }
 
     /// Brings the source into the context, and writes its Dockerfile where one is to be written.
-    async fn fetch(&self, build: &Build, place: &Place, log: &mut Log) -> Result<Option<Generated>, Stop> {
+    async fn fetch(&self, build: &Build, place: &Place, log: &mut Log) -> Result<Fetched, Stop> {
         let source = &build.source;
         log.say(&format!("fetching gs://{}/{}", source.bucket, source.object))
             .await?;
@@ -298,24 +368,40 @@ impl Work {
                     "the source gs://{bucket}/{name} of generation {wanted} is not there any more: it is {now} now"
                 )));
             }
-            let files = archive::unpack(file, &to, archive::LIMITS).map_err(|error| Stop::Failed(told(&error)))?;
+            let latest = u64::try_from(object.created.as_seconds()).unwrap_or_default();
+            let unpacked = archive::unpack(file, &to, archive::LIMITS, latest);
+            let contents = unpacked.map_err(|error| Stop::Failed(told(&error)))?;
             let has_dockerfile = looks_right(&to, &recipe)?;
             let directory = to.join(&recipe.directory);
             let generated = (!has_dockerfile).then(|| generate::generate(&directory, &bases, &beside));
-            Ok((files, object.size, generated))
+            Ok((contents, object.size, reuse::sum(&to)?, generated))
         });
-        let (files, size, generated) = fetched.await.map_err(io::Error::other)??;
-        log.say(&format!("{files} files out of {size} bytes")).await?;
-        let Some(generated) = generated else { return Ok(None) };
-        log.say("DETECT").await?;
-        let generated = generated.map_err(|error| Stop::Failed(told(&error)))?;
-        log.say(generated.plan.to_string().trim_end()).await?;
-        Ok(Some(generated))
+        let (contents, size, sum, generated) = fetched.await.map_err(io::Error::other)??;
+        log.say(&format!("{} files out of {size} bytes", contents.files))
+            .await?;
+        let mut fetched = Fetched {
+            generated: None,
+            times: contents.times,
+            sum,
+        };
+        if let Some(generated) = generated {
+            log.say("DETECT").await?;
+            let generated = generated.map_err(|error| Stop::Failed(told(&error)))?;
+            log.say(generated.plan.to_string().trim_end()).await?;
+            fetched.generated = Some(generated);
+        }
+        Ok(fetched)
     }
 
     /// Runs a builder to its end, with the relay beside it.
-    async fn run(&self, spec: BuilderSpec, secret: &str, until: &mut Until, log: &mut Log) -> Result<BuilderEnd, Stop> {
-        let indexes = Reader::open(&self.links.indexes, secret, root::PORT)?;
+    async fn run(
+        &self,
+        spec: BuilderSpec,
+        beside: &Beside,
+        until: &mut Until,
+        log: &mut Log,
+    ) -> Result<BuilderEnd, Stop> {
+        let indexes = Reader::open(&self.links.indexes, &beside.secret, root::PORT)?;
         let mut building = self
             .links
             .engine
@@ -324,17 +410,24 @@ impl Work {
             .map_err(|error| Stop::Broken(told(&error)))?;
         let followed = {
             let listener = building.listener.try_clone()?;
-            let relay = relay::serve(listener, self.links.images.clone(), secret, indexes);
+            let (images, served) = (self.links.images.clone(), beside.served.clone());
+            let relay = relay::serve(listener, images, &beside.secret, indexes, served);
             tokio::select! {
                 ended = follow(&mut building, log) => ended,
                 broken = relay => Err(broken.map_or_else(Stop::from, |never| match never {})),
                 stop = until.reached() => Err(stop),
+                passed = beside.disk.passed() => Err(passed.map_or_else(Stop::from, |why| {
+                    Stop::Full(format!("{why} {}", log.why()).trim_end().to_owned())
+                })),
             }
         };
         match followed {
             Ok(()) => Ok(building.wait().await?),
             Err(stop) => {
                 building.kill().await?;
+                if let Stop::Full(_) = stop {
+                    beside.disk.clear().await?;
+                }
                 Err(stop)
             }
         }
@@ -363,7 +456,7 @@ fn ending(stop: Stop, started: Timestamp, finished: Timestamp, limit: u32) -> Op
             finished,
             why: format!("the build took longer than its limit of {limit} seconds, and was ended"),
         }),
-        Stop::Failed(why) => Some(BuildState::Failure { started, finished, why }),
+        Stop::Failed(why) | Stop::Full(why) => Some(BuildState::Failure { started, finished, why }),
         Stop::Broken(why) => {
             tracing::error!(why, "a build broke off");
             let why = format!("the build broke off: {why}");

@@ -89,6 +89,9 @@ pub(crate) fn of_bytes<T>(
     acted
 }
 
+/// What a build says of a source that was built before.
+const UNCHANGED: &str = "unchanged since build ";
+
 /// The steps of a build, told by its log.
 #[derive(Debug)]
 pub(crate) struct Steps {
@@ -140,6 +143,11 @@ impl Steps {
         match line {
             "DETECT" => self.detecting = true,
             "BUILD" => self.detecting = false,
+            _ if line.starts_with(UNCHANGED) => {
+                self.detecting = false;
+                self.wipe(outside);
+                outside.say(&format!("Nothing was built: {line}"));
+            }
             _ if self.detecting => {
                 self.wipe(outside);
                 outside.say(line);
@@ -218,6 +226,18 @@ mod tests {
                 "detected Go: the source has go.mod\n    FROM x\n[1/2] STEP 1/1: FROM x\n[2/2] STEP 1/2: RUN [31mx\nPUSH\n"
             );
         }
+    }
+
+    #[test]
+    fn that_nothing_was_built_is_told() {
+        let said = outside_with(false, |outside| {
+            let log = "DETECT\ndetected Go\nunchanged since build x: y@sha256:z\ny:latest: sha256:z\n";
+            Steps::begin().more(outside, log.as_bytes());
+        });
+        assert_eq!(
+            said,
+            "detected Go\nNothing was built: unchanged since build x: y@sha256:z\n"
+        );
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub(crate) struct Flags {
     /// Memory of one build, such as 4GiB [default: 4GiB]
     #[arg(long, env = "HOMERUN_BUILD_MEMORY", value_name = "SIZE", value_parser = size)]
     build_memory: Option<u64>,
+    /// Most bytes that one build may write to the disk, such as 20GiB [default: 20GiB]
+    #[arg(long, env = "HOMERUN_BUILD_DISK", value_name = "SIZE", value_parser = size)]
+    build_disk: Option<u64>,
     /// Package index that build steps may read, such as pip=https://pypi.org/simple; one for each of pip, npm, cargo and
     /// go [default: none]
     #[arg(long, env = "HOMERUN_BUILD_INDEX", value_name = "KIND=URL", value_parser = build::Index::parse,
@@ -115,6 +118,7 @@ struct File {
     registry_quota: Option<String>,
     build_cache: Option<String>,
     build_memory: Option<String>,
+    build_disk: Option<String>,
     build_index: Option<Vec<String>>,
     #[serde(default)]
     build_base: BTreeMap<String, String>,
@@ -143,6 +147,8 @@ pub(crate) struct Config {
     pub(crate) build_cache: u64,
     /// Bytes of one build.
     pub(crate) build_memory: u64,
+    /// Bytes that one build writes.
+    pub(crate) build_disk: u64,
     /// What package managers in builds read: at most one of a kind.
     pub(crate) build_indexes: Vec<build::Index>,
     /// Of sources without a Dockerfile.
@@ -208,6 +214,12 @@ impl Config {
             .map(size)
             .transpose()
             .map_err(told("build-memory"))?;
+        let file_disk = file
+            .build_disk
+            .as_deref()
+            .map(size)
+            .transpose()
+            .map_err(told("build-disk"))?;
         let file_index = file.build_index.unwrap_or_default();
         let file_index = file_index
             .iter()
@@ -268,6 +280,7 @@ impl Config {
                 }
                 given => given.unwrap_or(4 << 30),
             },
+            build_disk: flags.build_disk.or(file_disk).unwrap_or(20 << 30),
             build_indexes: {
                 let given = if flags.build_index.is_empty() {
                     file_index

@@ -235,6 +235,7 @@ impl Homerun {
                 dir: builds_dir.clone(),
                 cache_bytes: config.build_cache,
                 memory_bytes: config.build_memory,
+                disk_bytes: config.build_disk,
                 indexes: config.build_indexes,
                 bases: config.build_bases.clone(),
                 cpu_millis: u32::try_from(cores.get() * 1000).unwrap_or(u32::MAX),

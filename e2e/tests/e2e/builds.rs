@@ -9,24 +9,24 @@ use std::{
 
 use homerun_e2e::{Client, User};
 
-const PLACE: &str = "us-central1-docker.pkg.dev/my-project/built";
+pub(crate) const PLACE: &str = "us-central1-docker.pkg.dev/my-project/built";
 
 /// A Homerun with a base image, for Google's client.
-fn user(flags: &[&str]) -> (User, String) {
+pub(crate) fn user(flags: &[&str]) -> (User, String) {
     let mut user = User::with(flags, Client::Google);
     let base = user.import_base();
     (user, base)
 }
 
 /// A directory with a Dockerfile, at `~/NAME`.
-fn source(user: &User, name: &str, dockerfile: &str) -> PathBuf {
+pub(crate) fn source(user: &User, name: &str, dockerfile: &str) -> PathBuf {
     let dir = user.homerun.root().join("home").join(name);
     fs::create_dir_all(&dir).expect("made");
     fs::write(dir.join("Dockerfile"), dockerfile).expect("written");
     dir
 }
 
-fn log_of(user: &mut User, which: &str) -> String {
+pub(crate) fn log_of(user: &mut User, which: &str) -> String {
     user.ok(&format!(
         "gcloud builds log $(gcloud builds list {which} --limit=1 --format='value(id)') {which}"
     ))
@@ -202,7 +202,7 @@ fn failures_name_their_step_and_leave_nothing() {
 }
 
 /// Waits until a build's log has a line.
-fn says(user: &User, line: &str) {
+pub(crate) fn says(user: &User, line: &str) {
     let logs = user.homerun.root().join("data/builds/log");
     let deadline = Instant::now() + Duration::from_mins(1);
     loop {

@@ -1,0 +1,340 @@
+//! What an earlier build of an image has left besides the builder's own layers: which of them are in the store already,
+//! and what it was built from. A source that was built before, in the same way and on the same base images, is not built
+//! again.
+//!
+//! It is one small file beside the layers of the image, and goes with them.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    str::FromStr as _,
+};
+
+use image::{Digest, Images, Reference, Version};
+use model::{BuildId, Recipe};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{index::Index, layer, take::Layers};
+
+/// How many ways in which an image was built are remembered; the newest.
+const REMEMBERED: usize = 32;
+/// Raised when the same build would give another image.
+const VERSION: u32 = 1;
+
+/// A build that went well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Built {
+    key: String,
+    pub(crate) id: String,
+    /// Of the image.
+    pub(crate) digest: String,
+    /// Base images by their tags, and what these meant.
+    bases: Vec<(String, String)>,
+}
+
+/// What is remembered of one image.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Memory {
+    version: u32,
+    /// Of the layers below: with another base image they have other times.
+    epoch: u64,
+    layers: Layers,
+    /// Newest first.
+    built: Vec<Built>,
+}
+
+fn place(storage: &Path) -> PathBuf {
+    storage.with_file_name("memory.json")
+}
+
+impl Memory {
+    /// Of the image whose layers lie at `storage`. What cannot be read is forgotten. Blocks on the disk.
+    pub(crate) fn read(storage: &Path) -> Self {
+        let read = fs::read(place(storage)).ok();
+        let memory: Option<Self> = read.and_then(|text| serde_json::from_slice(&text).ok());
+        memory.filter(|memory| memory.version == VERSION).unwrap_or_default()
+    }
+
+    /// Blocks on the disk.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write(mut self, storage: &Path) -> io::Result<()> {
+        self.version = VERSION;
+        let (to, text) = (place(storage), serde_json::to_vec(&self)?);
+        let part = to.with_extension("new");
+        fs::write(&part, text)?;
+        fs::rename(part, to)
+    }
+
+    /// Layers of the last build, as they are with the times of this one.
+    pub(crate) fn layers(&self, epoch: u64) -> Layers {
+        if self.epoch == epoch {
+            self.layers.clone()
+        } else {
+            Layers::new()
+        }
+    }
+
+    /// Of an image's layers those that are its own.
+    pub(crate) fn keep_layers(&mut self, epoch: u64, mut of_image: Layers, of_bases: &Layers) {
+        of_image.retain(|diff_id, _| !of_bases.contains_key(diff_id));
+        self.epoch = epoch;
+        self.layers = of_image;
+    }
+
+    pub(crate) fn remember(&mut self, key: String, id: &BuildId, digest: &str, bases: &[(Reference, Digest)]) {
+        self.built.retain(|built| built.key != key);
+        self.built.truncate(REMEMBERED - 1);
+        let built = Built {
+            key,
+            id: id.as_str().to_owned(),
+            digest: digest.to_owned(),
+            bases: bases
+                .iter()
+                .map(|(name, digest)| (name.to_string(), digest.to_string()))
+                .collect(),
+        };
+        self.built.insert(0, built);
+    }
+
+    /// The build with this key, where its image is still in all these repositories and its base images are what they
+    /// were.
+    pub(crate) async fn unchanged(
+        &self,
+        key: &str,
+        images: &Images,
+        references: &[Reference],
+    ) -> Option<(Built, Digest)> {
+        let built = self.built.iter().find(|built| built.key == key)?;
+        let digest = Digest::from_str(&built.digest).ok()?;
+        for (name, was) in &built.bases {
+            let now = images.resolve(&name.parse().ok()?).await.ok()?;
+            if now.digest.to_string() != *was {
+                return None;
+            }
+        }
+        let (images, repositories) = (images.clone(), references.to_vec());
+        let held = tokio::task::spawn_blocking(move || {
+            let version = Version::Digest(digest);
+            let mut held = repositories
+                .iter()
+                .map(|name| images.manifest(name.repository(), &version));
+            held.all(|found| found.is_ok())
+        });
+        held.await.ok()?.then(|| (built.clone(), digest))
+    }
+}
+
+/// What decides on an image, as one name.
+///
+/// Of the base images only the names are in it, as the Dockerfile has them: what they mean is looked up.
+pub(crate) fn key(
+    source: &str,
+    recipe: &Recipe,
+    generated: Option<[&String; 2]>,
+    builder: &str,
+    indexes: &[Index],
+) -> String {
+    let indexes: Vec<String> = indexes
+        .iter()
+        .map(|index| format!("{}={index}", index.kind()))
+        .collect();
+    let parts = serde_json::json!({
+        "version": VERSION,
+        "source": source,
+        "directory": recipe.directory,
+        "dockerfile": recipe.dockerfile,
+        "arguments": recipe.build_args,
+        "labels": recipe.labels,
+        "target": recipe.target,
+        "generated": generated,
+        "builder": builder,
+        "indexes": indexes,
+    });
+    layer::name(Sha256::new_with_prefix(parts.to_string()))
+}
+
+/// A sum over the files of a source: names, content, who may run them, links, directories. Not their times, and not the
+/// order in which they came. Blocks on the disk.
+///
+/// # Errors
+/// What cannot be read.
+pub(crate) fn sum(source: &Path) -> io::Result<String> {
+    let mut sum = Sha256::new();
+    let mut open = vec![PathBuf::new()];
+    let mut found = Vec::new();
+    while let Some(below) = open.pop() {
+        for entry in fs::read_dir(source.join(&below))? {
+            let entry = entry?;
+            let path = below.join(entry.file_name());
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                open.push(path.clone());
+            }
+            found.push((path, kind));
+        }
+    }
+    found.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    let mut buffer = vec![0; 128 << 10];
+    for (path, kind) in found {
+        // A length before each part, so that no two trees are one text.
+        let mut part = |word: u8, bytes: &[u8]| {
+            sum.update([word]);
+            sum.update((bytes.len() as u64).to_le_bytes());
+            sum.update(bytes);
+        };
+        let place = source.join(&path);
+        part(b'n', path.as_os_str().as_bytes());
+        if kind.is_dir() {
+            part(b'd', b"");
+        } else if kind.is_symlink() {
+            part(b'l', fs::read_link(&place)?.as_os_str().as_bytes());
+        } else {
+            use std::os::unix::fs::PermissionsExt as _;
+            let mut file = File::open(&place)?;
+            let about = file.metadata()?;
+            let runs = about.permissions().mode() & 0o111 != 0;
+            part(if runs { b'x' } else { b'f' }, &about.len().to_le_bytes());
+            loop {
+                let read = file.read(&mut buffer)?;
+                if read == 0 {
+                    break;
+                }
+                sum.update(&buffer[..read]);
+            }
+        }
+    }
+    Ok(layer::name(sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, content) in files {
+            let place = dir.path().join(name);
+            fs::create_dir_all(place.parent().expect("a parent")).expect("made");
+            fs::write(place, content).expect("written");
+        }
+        dir
+    }
+
+    #[test]
+    fn a_source_is_what_its_files_are() {
+        let files = [("a", "1"), ("d/b", "2")];
+        let first = tree(&files);
+        let at = |dir: &tempfile::TempDir| sum(dir.path()).expect("readable");
+        let expected = at(&first);
+        let again = tree(&[files[1], files[0]]);
+        let file = File::options().write(true).open(again.path().join("a"));
+        file.and_then(|file| file.set_modified(std::time::UNIX_EPOCH))
+            .expect("dated");
+        assert_eq!(at(&again), expected, "neither order nor times");
+        for other in [
+            &[("a", "1"), ("d/b", "3")][..],
+            &[("a", "1"), ("d/c", "2")],
+            &[("a", "1"), ("db", "2")],
+            &[("a", "1"), ("d/b", "2"), ("c", "")],
+            &[("a", "12"), ("d/b", "")],
+        ] {
+            assert_ne!(at(&tree(other)), expected, "{other:?}");
+        }
+        let change = |how: &dyn Fn(&Path)| {
+            let dir = tree(&files);
+            how(dir.path());
+            assert_ne!(at(&dir), expected);
+        };
+        change(&|dir| fs::create_dir(dir.join("empty")).expect("made"));
+        change(&|dir| fs::set_permissions(dir.join("a"), fs::Permissions::from_mode(0o755)).expect("set"));
+        change(&|dir| {
+            fs::remove_file(dir.join("a")).expect("removed");
+            symlink("d/b", dir.join("a")).expect("made");
+        });
+    }
+
+    #[test]
+    fn every_word_of_a_recipe_counts() {
+        let plain = Recipe::default();
+        let expected = key("s", &plain, None, "b", &[]);
+        assert_eq!(
+            key(
+                "s",
+                &Recipe {
+                    no_cache: true,
+                    ..plain.clone()
+                },
+                None,
+                "b",
+                &[]
+            ),
+            expected
+        );
+        let pair = vec![("A".to_owned(), "1".to_owned())];
+        for other in [
+            Recipe {
+                dockerfile: "D".to_owned(),
+                ..plain.clone()
+            },
+            Recipe {
+                directory: "D".to_owned(),
+                ..plain.clone()
+            },
+            Recipe {
+                build_args: pair.clone(),
+                ..plain.clone()
+            },
+            Recipe {
+                labels: pair,
+                ..plain.clone()
+            },
+            Recipe {
+                target: Some("t".to_owned()),
+                ..plain.clone()
+            },
+        ] {
+            assert_ne!(key("s", &other, None, "b", &[]), expected, "{other:?}");
+        }
+        for other in [
+            key("t", &plain, None, "b", &[]),
+            key("s", &plain, Some([&"FROM x".to_owned(), &String::new()]), "b", &[]),
+            key("s", &plain, None, "c", &[]),
+            key(
+                "s",
+                &plain,
+                None,
+                "b",
+                &[Index::parse("pip=https://h.example").expect("an index")],
+            ),
+        ] {
+            assert_ne!(other, expected);
+        }
+    }
+
+    #[test]
+    fn the_newest_ways_are_remembered() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let storage = dir.path().join("storage");
+        let id = BuildId::parse("0b1f2e3d-0000-4000-8000-000000000001").expect("an id");
+        let mut memory = Memory::read(&storage);
+        for number in 0..REMEMBERED + 3 {
+            memory.remember(number.to_string(), &id, "sha256:1", &[]);
+        }
+        memory.remember("5".to_owned(), &id, "sha256:2", &[]);
+        memory.write(&storage).expect("written");
+        let memory = Memory::read(&storage);
+        assert_eq!(memory.built.len(), REMEMBERED);
+        assert_eq!(memory.built[0].digest, "sha256:2");
+        assert!(memory.built.iter().all(|built| built.key != "0"));
+        fs::write(place(&storage), "{").expect("written");
+        assert_eq!(Memory::read(&storage).built, []);
+    }
+}
