@@ -97,33 +97,16 @@ impl Layout {
     /// As [`Self::image`], or when ldd fails.
     pub fn base(dir: &Path) -> Result<Self> {
         let root = dir.join("root");
-        for made in ["bin", "etc", "tmp"] {
-            fs::create_dir_all(root.join(made))?;
-        }
-        fs::copy(env!("PROBE"), root.join("probe"))?;
-        for (program, name) in [
-            ("/bin/bash", "sh"),
-            ("/bin/cat", "cat"),
-            ("/bin/ls", "ls"),
-            ("/bin/sleep", "sleep"),
-            ("/usr/bin/id", "id"),
-            ("/usr/bin/unshare", "unshare"),
-            ("/bin/busybox", "httpd"),
-        ] {
-            fs::copy(program, root.join("bin").join(name)).with_context(|| format!("copy {program}"))?;
-            // It fails on a program that needs no library.
-            let needed = Command::new("ldd").arg(program).output()?.stdout;
-            for library in String::from_utf8_lossy(&needed)
-                .split_whitespace()
-                .filter(|word| word.starts_with('/'))
-            {
-                let place = root.join(library.trim_start_matches('/'));
-                fs::create_dir_all(place.parent().context("a library lies in a directory")?)?;
-                fs::copy(library, place)?;
-            }
-        }
+        write_base(&root)?;
         let history = json!([{"created_by": "ADD layer.tar / # of the cases of builds"}]);
         let mut image = pack_with(dir, &root, "amd64", &json!({"Env": ["PATH=/bin"]}), Some(history))?;
+        image["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
+        Self::finish(dir, image)
+    }
+
+    /// An image of what is below `dir/root`, with these settings.
+    pub(crate) fn of_root(dir: &Path, settings: &Value) -> Result<Self> {
+        let mut image = pack(dir, &dir.join("root"), "amd64", settings)?;
         image["annotations"] = json!({"org.opencontainers.image.ref.name": "latest"});
         Self::finish(dir, image)
     }
@@ -141,6 +124,45 @@ impl Layout {
             digest,
         })
     }
+}
+
+/// The probe, a shell with a few programs, and busybox's server of files.
+pub(crate) fn write_base(root: &Path) -> Result<()> {
+    for made in ["bin", "etc", "tmp"] {
+        fs::create_dir_all(root.join(made))?;
+    }
+    fs::copy(env!("PROBE"), root.join("probe"))?;
+    for (program, name) in [
+        ("/bin/bash", "sh"),
+        ("/bin/cat", "cat"),
+        ("/bin/ls", "ls"),
+        ("/bin/sleep", "sleep"),
+        ("/usr/bin/id", "id"),
+        ("/usr/bin/unshare", "unshare"),
+        ("/bin/busybox", "httpd"),
+    ] {
+        add_program(root, program, &format!("bin/{name}"))?;
+    }
+    Ok(())
+}
+
+/// A program at a path, with the libraries that it is linked to.
+pub(crate) fn add_program(root: &Path, program: &str, at: &str) -> Result<()> {
+    let place = |path: &str| -> Result<PathBuf> {
+        let place = root.join(path.trim_start_matches('/'));
+        fs::create_dir_all(place.parent().context("a file lies in a directory")?)?;
+        Ok(place)
+    };
+    fs::copy(program, place(at)?).with_context(|| format!("copy {program}"))?;
+    // It fails on a program that needs no library.
+    let needed = Command::new("ldd").arg(program).output()?.stdout;
+    for library in String::from_utf8_lossy(&needed)
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        fs::copy(library, place(library)?)?;
+    }
+    Ok(())
 }
 
 /// The descriptor of a manifest, all of whose blobs lie in the layout.

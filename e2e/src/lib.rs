@@ -8,6 +8,7 @@
 //! Nothing of the product is linked in: what enters is the path of the binary (`HOMERUN_BIN`, else the one that cargo
 //! built), what leaves is a verdict.
 
+mod buildpacks;
 mod case;
 mod filter;
 mod footprint;
@@ -19,6 +20,7 @@ mod session;
 mod user;
 mod wire;
 
+pub use buildpacks::Builder;
 pub use case::run_case;
 pub use filter::filter;
 pub use footprint::Footprint;

@@ -1,4 +1,4 @@
-//! Cloud Build, as far as Dockerfiles go: builds submitted, listed, watched and cancelled, with their logs.
+//! Cloud Build, as far as Dockerfiles and buildpacks go: builds submitted, listed, watched and cancelled, with their logs.
 //!
 //! A build is written down as queued, and carried out elsewhere (`build`); it is done when the store says so. What of a
 //! build is not served is refused by its field before anything is stored. Logs are files that grow; gcloud reads them as
@@ -6,6 +6,7 @@
 
 mod decode;
 mod log;
+mod pack;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -154,7 +155,8 @@ pub(crate) fn default_account(surface: &Surface) -> String {
 }
 
 async fn submit(surface: &Surface, build: Build) -> Result<Build, Error> {
-    for name in &build.images {
+    let cache = build.recipe.pack.as_ref().and_then(|pack| pack.cache_image.as_ref());
+    for name in build.images.iter().chain(cache) {
         let reference = name.parse::<image::Reference>();
         let reference = reference.map_err(|error| Error::field("images", crate::error::told(&error)))?;
         artifact_registry::ensure(surface, reference.repository()).await?;
@@ -349,8 +351,10 @@ fn encode(surface: &Surface, build: &Build) -> Value {
     if !build.steps.is_empty() {
         let steps = build.steps.iter().map(|step| {
             let mut shown = json!({ "name": step.name, "args": step.args });
-            if !step.id.is_empty() {
-                shown["id"] = step.id.as_str().into();
+            for (field, text) in [("id", &step.id), ("entrypoint", &step.entrypoint)] {
+                if !text.is_empty() {
+                    shown[field] = text.as_str().into();
+                }
             }
             shown
         });

@@ -114,6 +114,18 @@ impl Kind {
         }
     }
 
+    /// The same as a variable of the environment, where the package manager reads one that says it all.
+    pub(crate) fn variable(self, port: u16) -> Option<(&'static str, String)> {
+        let url = format!("http://127.0.0.1:{port}{}", self.own());
+        match self {
+            Self::Pip => Some(("PIP_INDEX_URL", url)),
+            Self::Npm => Some(("NPM_CONFIG_REGISTRY", url)),
+            // Cargo replaces its own registry in a file alone.
+            Self::Cargo => None,
+            Self::Go => Some(("GOPROXY", url.trim_end_matches('/').to_owned())),
+        }
+    }
+
     /// What a package manager says that has found nothing: the name of the index that it asks by itself, for one.
     fn laments(self) -> &'static [&'static str] {
         match self {

@@ -1,5 +1,5 @@
-//! Makes images from source: takes queued builds from the store, has buildah make each in a builder of the engine, and
-//! puts what comes out into the image store.
+//! Makes images from source: takes queued builds from the store, has buildah or a lifecycle of buildpacks make each in a
+//! builder of the engine, and puts what comes out into the image store.
 //!
 //! What enters: builds as the API wrote them down ([`model::Build`]), their sources out of buckets, base images out of
 //! the image store. What leaves: images under their tags, each only when it is whole; the log of each build as a file
@@ -11,11 +11,13 @@
 //! builds/work/<id>/                one build: context, recipe, out, tmp, image; gone at its end
 //! builds/cache/<hash>/storage      layers of earlier builds of one image
 //! builds/cache/<hash>/memory.json  what these were built from
+//! builds/cache/<hash>/buildpacks   the same, of a lifecycle
 //! builds/log/log-<id>.txt          logs
 //! ```
 
 mod archive;
 mod buildah;
+mod buildpacks;
 mod cache;
 mod detect;
 mod disk;
@@ -83,6 +85,8 @@ pub struct Links {
     pub indexes: Vec<Index>,
     /// What Dockerfiles begin with that are written for sources without one.
     pub bases: Bases,
+    /// The builder's image whose buildpacks build sources without a Dockerfile; None: Dockerfiles are written for them.
+    pub builder: Option<String>,
     pub now: fn() -> Timestamp,
     pub chance: fn() -> u128,
 }

@@ -16,6 +16,8 @@ const TAIL: usize = 10;
 const LINE: usize = 1000;
 /// What a line of a step begins with, in what buildah says.
 const STEP: &str = "STEP ";
+/// The same of a lifecycle's phase.
+const PHASE: &str = "===> ";
 
 /// Where the log of a build is.
 pub fn path(dir: &Path, id: &model::BuildId) -> PathBuf {
@@ -112,7 +114,7 @@ impl Tail {
             .strip_prefix('[')
             .and_then(|rest| rest.split_once("] "))
             .map(|(_, rest)| rest);
-        if line.starts_with(STEP) || of_stage.is_some_and(|rest| rest.starts_with(STEP)) {
+        if line.starts_with(STEP) || line.starts_with(PHASE) || of_stage.is_some_and(|rest| rest.starts_with(STEP)) {
             self.step = Some(line);
             self.lines.clear();
             return;

@@ -52,9 +52,32 @@ pub(crate) async fn serve(
     indexes: Reader,
     served: Served,
 ) -> std::io::Result<Infallible> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
     let expected = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{secret}"));
     let expected: Arc<str> = format!("Basic {expected}").into();
+    answer_all(listener, move |request: Request<Incoming>| {
+        let (images, expected, indexes, served) = (images.clone(), expected.clone(), indexes.clone(), served.clone());
+        async move {
+            // A proxy is asked for a host's resource, a server for its own.
+            let is_own = request.uri().authority().is_none() && index::is_asked_for(request.uri().path());
+            if is_own {
+                indexes.answer(&request).await
+            } else {
+                answer(&images, &expected, &served, &request).await
+            }
+        }
+    })
+    .await
+}
+
+/// Answers every request until it is dropped.
+pub(crate) async fn answer_all<F>(
+    listener: TcpListener,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+) -> std::io::Result<Infallible>
+where
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
@@ -62,20 +85,11 @@ pub(crate) async fn serve(
         if connections.len() >= MOST_CONNECTIONS {
             connections.join_next().await;
         }
-        let (images, expected, indexes, served) = (images.clone(), expected.clone(), indexes.clone(), served.clone());
+        let answer = answer.clone();
         connections.spawn(async move {
             let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-                let (images, expected, indexes, served) =
-                    (images.clone(), expected.clone(), indexes.clone(), served.clone());
-                async move {
-                    // A proxy is asked for a host's resource, a server for its own.
-                    let is_own = request.uri().authority().is_none() && index::is_asked_for(request.uri().path());
-                    Ok::<_, Infallible>(if is_own {
-                        indexes.answer(&request).await
-                    } else {
-                        answer(&images, &expected, &served, &request).await
-                    })
-                }
+                let answered = answer(request);
+                async move { Ok::<_, Infallible>(answered.await) }
             });
             // A builder that hangs up has what it wants.
             let _ = hyper::server::conn::http1::Builder::new()
@@ -95,7 +109,7 @@ pub(crate) fn full(status: StatusCode, kind: &'static str, content: impl Into<By
     response
 }
 
-fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Body> {
+pub(crate) fn refusal(status: StatusCode, code: &str, message: &str) -> Response<Body> {
     let body = json!({ "errors": [{ "code": code, "message": message }] });
     full(status, "application/json", body.to_string())
 }
@@ -212,7 +226,7 @@ async fn manifest(
 }
 
 /// A manifest that is stored, in whatever repository.
-async fn among_blobs(images: &Images, digest: Digest) -> Option<(String, Vec<u8>)> {
+pub(crate) async fn among_blobs(images: &Images, digest: Digest) -> Option<(String, Vec<u8>)> {
     use std::io::Read as _;
     let images = images.clone();
     let read = tokio::task::spawn_blocking(move || {
@@ -232,7 +246,7 @@ async fn among_blobs(images: &Images, digest: Digest) -> Option<(String, Vec<u8>
     read.await.ok()?
 }
 
-fn shown(digest: Digest, media_type: &str, content: Vec<u8>, is_head: bool) -> Response<Body> {
+pub(crate) fn shown(digest: Digest, media_type: &str, content: Vec<u8>, is_head: bool) -> Response<Body> {
     let length = content.len();
     let content = if is_head { Vec::new() } else { content };
     let mut response = full(StatusCode::OK, "application/json", content);
@@ -247,7 +261,7 @@ fn shown(digest: Digest, media_type: &str, content: Vec<u8>, is_head: bool) -> R
     response
 }
 
-async fn blob(images: &Images, digest: Digest, is_head: bool) -> Result<Response<Body>, Response<Body>> {
+pub(crate) async fn blob(images: &Images, digest: Digest, is_head: bool) -> Result<Response<Body>, Response<Body>> {
     let images = images.clone();
     let opened = tokio::task::spawn_blocking(move || {
         images.claim_blob(&digest)?;

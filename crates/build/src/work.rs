@@ -3,14 +3,18 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    convert::Infallible,
+    fs::{self, File},
+    io,
+    net::TcpListener,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building};
+use bucket::{Object, Objects};
+use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building, Privileges};
 use image::{Digest, Reference, Tag};
-use model::{Build, BuildState, BuiltImage, Recipe, Timestamp};
+use model::{Build, BuildState, BuiltImage, Recipe, StorageSource, Timestamp};
 use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 
 use crate::{
@@ -38,7 +42,7 @@ pub(crate) struct Work {
 
 /// Why a build did not end well.
 #[derive(Debug)]
-enum Stop {
+pub(crate) enum Stop {
     /// Cancelled, or Homerun ends: whoever asked for it knows.
     Cancelled,
     Late,
@@ -57,14 +61,14 @@ impl From<io::Error> for Stop {
 }
 
 /// Until when a build may go on.
-struct Until {
+pub(crate) struct Until {
     cancelled: watch::Receiver<bool>,
     deadline: Instant,
 }
 
 impl Until {
     /// Resolves with the reason to stop.
-    async fn reached(&mut self) -> Stop {
+    pub(crate) async fn reached(&mut self) -> Stop {
         tokio::select! {
             // Without a sender nobody waits for the build any more.
             _ = self.cancelled.wait_for(|cancelled| *cancelled) => Stop::Cancelled,
@@ -73,7 +77,7 @@ impl Until {
     }
 
     /// Does what cannot be interrupted, and is short.
-    async fn for_short<T>(&mut self, work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
+    pub(crate) async fn for_short<T>(&mut self, work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
         let done = work.await?;
         if *self.cancelled.borrow() {
             return Err(Stop::Cancelled);
@@ -86,7 +90,7 @@ impl Until {
 }
 
 /// One build's directories.
-struct Place(PathBuf);
+pub(crate) struct Place(PathBuf);
 
 impl Place {
     fn make(dir: &Path, id: &str) -> io::Result<Self> {
@@ -97,7 +101,11 @@ impl Place {
         Ok(place)
     }
 
-    fn of(&self, name: &str) -> PathBuf {
+    pub(crate) fn root(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn of(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -212,6 +220,10 @@ impl Work {
     async fn attempt(&self, build: &Build, until: &mut Until, log: &mut Log) -> Result<Vec<BuiltImage>, Stop> {
         log.say(&format!("starting build \"{}\"\n\nFETCHSOURCE", build.id))
             .await?;
+        let place = Place::make(&self.links.dir, build.id.as_str())?;
+        if let Some(images) = self.by_buildpacks(build, &place, until, log).await? {
+            return Ok(images);
+        }
         let Ok(program) = engine::builder_program() else {
             return Err(Stop::Failed(
                 "buildah is not there, and builds images here: apt-get install --yes buildah".to_owned(),
@@ -220,14 +232,10 @@ impl Work {
         let dir = self.links.dir.clone();
         let root = tokio::task::block_in_place(|| root::prepare(&dir, &program))
             .map_err(|error| Stop::Broken(format!("the builder's root cannot be made: {error}")))?;
-        let place = Place::make(&self.links.dir, build.id.as_str())?;
         let fetched = until.for_short(self.fetch(build, &place, log)).await?;
         let generated = fetched.generated.as_ref();
 
-        let references = build.images.iter().map(|name| name.parse::<Reference>());
-        let references = references
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| Stop::Failed(told(&error)))?;
+        let references = references(build)?;
         let Some(first) = references.first() else {
             return Err(Stop::Failed("the build names no image that is pushed".to_owned()));
         };
@@ -266,7 +274,8 @@ impl Work {
         };
         let spec = |arguments| BuilderSpec {
             id: build.id.as_str().to_owned(),
-            root: root.clone(),
+            layers: vec![root.clone()],
+            privileges: Privileges::Mounts,
             mounts: mounts.clone(),
             arguments,
             environment: buildah::environment(&beside.secret),
@@ -360,21 +369,13 @@ impl Work {
         let (objects, source, to) = (self.links.objects.clone(), source.clone(), place.of("context"));
         let (recipe, beside, bases) = (build.recipe.clone(), place.of("recipe"), self.links.bases.clone());
         let fetched = tokio::task::spawn_blocking(move || {
-            let opened = objects.read(&source.bucket, &source.object);
-            let (object, file) = opened.map_err(|error| Stop::Failed(told(&error)))?;
-            if let Some(wanted) = source.generation.filter(|wanted| *wanted != object.generation) {
-                let (bucket, name, now) = (&source.bucket, &source.object, object.generation);
-                return Err(Stop::Failed(format!(
-                    "the source gs://{bucket}/{name} of generation {wanted} is not there any more: it is {now} now"
-                )));
-            }
-            let latest = u64::try_from(object.created.as_seconds()).unwrap_or_default();
-            let unpacked = archive::unpack(file, &to, archive::LIMITS, latest);
+            let (object, file) = open_source(&objects, &source)?;
+            let unpacked = archive::unpack(file, &to, archive::LIMITS, latest(&object));
             let contents = unpacked.map_err(|error| Stop::Failed(told(&error)))?;
             let has_dockerfile = looks_right(&to, &recipe)?;
             let directory = to.join(&recipe.directory);
             let generated = (!has_dockerfile).then(|| generate::generate(&directory, &bases, &beside));
-            Ok((contents, object.size, reuse::sum(&to)?, generated))
+            Ok::<_, Stop>((contents, object.size, reuse::sum(&to)?, generated))
         });
         let (contents, size, sum, generated) = fetched.await.map_err(io::Error::other)??;
         log.say(&format!("{} files out of {size} bytes", contents.files))
@@ -402,6 +403,29 @@ impl Work {
         log: &mut Log,
     ) -> Result<BuilderEnd, Stop> {
         let indexes = Reader::open(&self.links.indexes, &beside.secret, root::PORT)?;
+        let (images, served) = (self.links.images.clone(), beside.served.clone());
+        self.run_beside(
+            spec,
+            |listener| relay::serve(listener, images, &beside.secret, indexes, served),
+            &beside.disk,
+            until,
+            log,
+        )
+        .await
+    }
+
+    /// The same with what is served on the builder's loopback.
+    pub(crate) async fn run_beside<S>(
+        &self,
+        spec: BuilderSpec,
+        serve: impl FnOnce(TcpListener) -> S,
+        disk: &Growth,
+        until: &mut Until,
+        log: &mut Log,
+    ) -> Result<BuilderEnd, Stop>
+    where
+        S: Future<Output = io::Result<Infallible>>,
+    {
         let mut building = self
             .links
             .engine
@@ -410,13 +434,12 @@ impl Work {
             .map_err(|error| Stop::Broken(told(&error)))?;
         let followed = {
             let listener = building.listener.try_clone()?;
-            let (images, served) = (self.links.images.clone(), beside.served.clone());
-            let relay = relay::serve(listener, images, &beside.secret, indexes, served);
+            let served = serve(listener);
             tokio::select! {
                 ended = follow(&mut building, log) => ended,
-                broken = relay => Err(broken.map_or_else(Stop::from, |never| match never {})),
+                broken = served => Err(broken.map_or_else(Stop::from, |never| match never {})),
                 stop = until.reached() => Err(stop),
-                passed = beside.disk.passed() => Err(passed.map_or_else(Stop::from, |why| {
+                passed = disk.passed() => Err(passed.map_or_else(Stop::from, |why| {
                     Stop::Full(format!("{why} {}", log.why()).trim_end().to_owned())
                 })),
             }
@@ -426,12 +449,37 @@ impl Work {
             Err(stop) => {
                 building.kill().await?;
                 if let Stop::Full(_) = stop {
-                    beside.disk.clear().await?;
+                    disk.clear().await?;
                 }
                 Err(stop)
             }
         }
     }
+}
+
+/// The names of what a build pushes.
+pub(crate) fn references(build: &Build) -> Result<Vec<Reference>, Stop> {
+    let references = build.images.iter().map(|name| name.parse::<Reference>());
+    let references: Result<Vec<_>, _> = references.collect();
+    references.map_err(|error| Stop::Failed(told(&error)))
+}
+
+/// Opens a source, which must be the one that was meant. Blocks on the disk.
+pub(crate) fn open_source(objects: &Objects, source: &StorageSource) -> Result<(Object, File), Stop> {
+    let opened = objects.read(&source.bucket, &source.object);
+    let (object, file) = opened.map_err(|error| Stop::Failed(told(&error)))?;
+    if let Some(wanted) = source.generation.filter(|wanted| *wanted != object.generation) {
+        let (bucket, name, now) = (&source.bucket, &source.object, object.generation);
+        return Err(Stop::Failed(format!(
+            "the source gs://{bucket}/{name} of generation {wanted} is not there any more: it is {now} now"
+        )));
+    }
+    Ok((object, file))
+}
+
+/// No file of a source is younger than the source, in Unix seconds.
+pub(crate) fn latest(object: &Object) -> u64 {
+    u64::try_from(object.created.as_seconds()).unwrap_or_default()
 }
 
 /// Writes down what a builder says until it says nothing more.

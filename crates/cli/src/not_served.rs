@@ -10,9 +10,20 @@ use crate::words::{Early, path};
 /// Flags of gcloud that are not served, with what they would need. Without dashes.
 const NOT_SERVED_FLAGS: &[(&str, &str)] = &[
     ("function", "functions"),
-    ("base-image", "buildpacks; homerun up --build-base sets base images"),
-    ("builder", "buildpacks"),
-    ("pack", "buildpacks"),
+    ("automatic-updates", "updates of base images"),
+    ("build-env-vars-file", "variables from a file; use --set-build-env-vars"),
+    (
+        "update-build-env-vars",
+        "variables of the last build; use --set-build-env-vars",
+    ),
+    (
+        "remove-build-env-vars",
+        "variables of the last build; use --set-build-env-vars",
+    ),
+    (
+        "clear-build-env-vars",
+        "variables of the last build; use --set-build-env-vars",
+    ),
     ("machine-type", "machines to build on"),
     ("gcs-source-staging-dir", "other buckets for sources"),
     ("gcs-log-dir", "other buckets for logs"),

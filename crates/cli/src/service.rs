@@ -129,7 +129,7 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
         chance: outside.chance,
     };
     if let Some(source) = &deploy.source {
-        let made = build::of_service(outside, &server, &deploy.service, source, deploy.dockerfile.as_deref())?;
+        let made = build::of_service(outside, &server, &deploy.service, source, &deploy.make)?;
         template::pin(&mut service, &made.image)?;
         let annotations = change::object(&mut service, &["metadata", "annotations"])?;
         for (name, value) in made.annotations {

@@ -318,12 +318,11 @@ pub(crate) struct SetPolicy {
 #[derive(Debug, Args)]
 pub(crate) struct Deploy {
     pub(crate) service: String,
-    /// Directory to build the image from, in place of --image: by its Dockerfile, or by what its files say
+    /// Directory to build the image from, in place of --image: by its Dockerfile, by buildpacks, or by what its files say
     #[arg(long, conflicts_with = "image")]
     pub(crate) source: Option<std::path::PathBuf>,
-    /// Dockerfile of another name, below the source's directory
-    #[arg(long, requires = "source", value_name = "FILE")]
-    pub(crate) dockerfile: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub(crate) make: crate::build::Make,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Let everyone call the service

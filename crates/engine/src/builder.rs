@@ -7,9 +7,9 @@
 //!
 //! Its user, network, pid, mount, ipc, uts and cgroup namespaces are its own, and so are its ids and control groups. Its
 //! network is a loopback; what listens there for the server is made before the builder begins and handed out. Its root is
-//! one directory of the server's choice below a layer in memory; what of the machine's disk it may read and write is
-//! mounted in it with ids shifted, so that files of its root are the machine's root's on the disk. It has what a maker of
-//! images needs and an instance has not: it may mount within its own namespaces.
+//! made of directories of the server's choice below a layer in memory; what of the machine's disk it may read and write
+//! is mounted in it with ids shifted, so that files of its root are the machine's root's on the disk. It may have what a
+//! maker of images needs and an instance has not: to mount within its own namespaces.
 #![expect(unsafe_code, reason = "clone has no safe form")]
 
 use std::{
@@ -68,13 +68,23 @@ pub struct BuilderMount {
     pub read_only: bool,
 }
 
+/// What a builder's root may do within its own namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Privileges {
+    /// All that a maker of images by steps needs: mounts, roots and namespaces of their own.
+    Mounts,
+    /// To change owners and to become somebody else.
+    Users,
+}
+
 /// What a builder is to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuilderSpec {
     /// Legal as a name of a directory; at most one builder has it at a time.
     pub id: String,
-    /// What its root is made of; it writes above it, in memory.
-    pub root: PathBuf,
+    /// What its root is made of, lowest first; it writes above them, in memory.
+    pub layers: Vec<PathBuf>,
+    pub privileges: Privileges,
     pub mounts: Vec<BuilderMount>,
     /// The program, by its path in the builder, and its arguments.
     pub arguments: Vec<String>,
@@ -319,13 +329,7 @@ fn parent(duty: &Duty, socket: &OwnedFd) -> Result<u8, String> {
         containers: &[],
     };
     let place = duty.run.place();
-    rootfs::assemble(
-        &place,
-        std::slice::from_ref(&duty.spec.root),
-        &ids,
-        duty.first_id,
-        &names,
-    )?;
+    rootfs::assemble(&place, &duty.spec.layers, &ids, duty.first_id, &names)?;
     for (index, mount) in duty.spec.mounts.iter().enumerate() {
         rootfs::shifted_writable(&mount.from, &ids, &point(index))
             .map_err(|error| format!("cannot mount {}: {error}", mount.from.display()))?;
@@ -414,8 +418,19 @@ fn point(index: usize) -> String {
     format!("m{index}")
 }
 
-/// What a builder may do within its own namespaces, beyond what root in an instance may: mounts.
-const CAPABILITIES: [&str; 14] = [
+/// What a builder that changes owners and users may do.
+const OF_USERS: [&str; 7] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+];
+
+/// What one may do that mounts, beyond what root in an instance may.
+const OF_MOUNTS: [&str; 14] = [
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -485,6 +500,10 @@ fn configuration(duty: &Duty) -> Value {
     if let Layout::V2 { .. } = layout {
         resources["unified"] = json!({"memory.oom.group": "0"});
     }
+    let (capabilities, calls) = match spec.privileges {
+        Privileges::Mounts => (&OF_MOUNTS[..], seccomp::builders()),
+        Privileges::Users => (&OF_USERS[..], seccomp::profile()),
+    };
     let mapping = json!([{"containerID": 0, "hostID": first_id, "size": rootfs::IDS}]);
     let namespaces = ["user", "network", "pid", "mount", "ipc", "uts", "cgroup"].map(|kind| json!({"type": kind}));
     let open_files = (*open_files).min(bundle::MOST_OPEN_FILES);
@@ -499,9 +518,9 @@ fn configuration(duty: &Duty) -> Value {
             "env": spec.environment,
             "cwd": "/",
             "capabilities": {
-                "bounding": CAPABILITIES,
-                "effective": CAPABILITIES,
-                "permitted": CAPABILITIES,
+                "bounding": capabilities,
+                "effective": capabilities,
+                "permitted": capabilities,
                 "inheritable": [],
                 "ambient": [],
             },
@@ -515,7 +534,7 @@ fn configuration(duty: &Duty) -> Value {
             "gidMappings": mapping,
             "cgroupsPath": format!("/{}/{GROUP}{}", cgroup::parent_name(id8), spec.id),
             "resources": resources,
-            "seccomp": seccomp::builders(),
+            "seccomp": calls,
             "maskedPaths": bundle::MASKED,
             "readonlyPaths": bundle::READ_ONLY,
             "rootfsPropagation": "private",

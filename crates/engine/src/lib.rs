@@ -88,7 +88,9 @@ use crate::{
     wire::{Order, Report},
 };
 pub use crate::{
-    builder::{BUILDER, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, builder_main, libraries_of},
+    builder::{
+        BUILDER, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, Privileges, builder_main, libraries_of,
+    },
     doctor::{Finding, builder_program, doctor, remarks},
     egress::{EGRESS, egress_main},
     error::{OpenError, StartError, StopError},

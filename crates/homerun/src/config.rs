@@ -92,6 +92,10 @@ pub(crate) struct Flags {
         value_parser = build::base_pair
     )]
     build_base: Vec<(build::Base, String)>,
+    /// Image of a builder whose buildpacks build sources without a Dockerfile, such as
+    /// gcr.io/buildpacks/builder:google-22 [default: none; a Dockerfile is written for them]
+    #[arg(long, env = "HOMERUN_BUILD_BUILDER", value_name = "IMAGE", value_parser = image_name)]
+    build_builder: Option<String>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -122,6 +126,7 @@ struct File {
     build_index: Option<Vec<String>>,
     #[serde(default)]
     build_base: BTreeMap<String, String>,
+    build_builder: Option<String>,
 }
 
 /// What is in force.
@@ -153,6 +158,8 @@ pub(crate) struct Config {
     pub(crate) build_indexes: Vec<build::Index>,
     /// Of sources without a Dockerfile.
     pub(crate) build_bases: build::Bases,
+    /// The builder's image of those that are built by buildpacks.
+    pub(crate) build_builder: Option<String>,
 }
 
 impl Config {
@@ -238,6 +245,12 @@ impl Config {
         for (base, image) in &flags.build_base {
             build_bases.set(*base, image)?;
         }
+        let file_builder = file
+            .build_builder
+            .as_deref()
+            .map(image_name)
+            .transpose()
+            .map_err(told("build-builder"))?;
         let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
         Ok(Self {
             data_dir: match flags.data_dir.or(file.data_dir) {
@@ -296,7 +309,15 @@ impl Config {
                 given
             },
             build_bases,
+            build_builder: flags.build_builder.or(file_builder),
         })
+    }
+}
+
+fn image_name(text: &str) -> Result<String, String> {
+    match text.parse::<image::Reference>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("\"{text}\" is not the name of an image: {error}")),
     }
 }
 

@@ -238,6 +238,7 @@ impl Homerun {
                 disk_bytes: config.build_disk,
                 indexes: config.build_indexes,
                 bases: config.build_bases.clone(),
+                builder: config.build_builder,
                 cpu_millis: u32::try_from(cores.get() * 1000).unwrap_or(u32::MAX),
                 now: crate::now,
                 chance: crate::chance,

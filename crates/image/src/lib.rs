@@ -51,6 +51,7 @@ pub use crate::collect::Collected;
 pub use crate::digest::{Digest, DigestError};
 pub use crate::layout::{Imported, LayoutError};
 pub use crate::manifest::{ImageConfig, ManifestError, Platform, machine_architecture, media_type};
+pub use crate::merged::file;
 pub use crate::mirror::Mirror;
 pub use crate::reference::{Reference, ReferenceError, Repository, Tag, Version};
 pub use crate::referrer::{Referrer, subject_of};

@@ -160,6 +160,15 @@ pub(crate) fn open_file(root: &Merged, path: &str) -> Result<Option<File>, Errno
     Ok(None)
 }
 
+/// Opens the regular file at an absolute path of the stack of `layers`, lowest first; `None` if there is none. Links are
+/// followed as the stack's own.
+///
+/// # Errors
+/// When a layer cannot be read.
+pub fn file(layers: &[PathBuf], path: &str) -> std::io::Result<Option<File>> {
+    Ok(open_file(&root(layers)?, path)?)
+}
+
 /// The parts of a path, last first, so that the next one is popped.
 fn names(path: &[u8]) -> Vec<Vec<u8>> {
     path.split(|byte| *byte == b'/')

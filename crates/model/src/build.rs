@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BucketName, Region, Timestamp};
+use crate::{BucketName, Pack, Region, Timestamp};
 
 /// The time limit of a build that names none, in seconds (Cloud Build: 60 minutes).
 pub const DEFAULT_BUILD_TIMEOUT: u32 = 3600;
@@ -161,9 +161,12 @@ pub struct BuildStep {
     pub args: Vec<String>,
     /// Empty where it has none.
     pub id: String,
+    /// The same.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub entrypoint: String,
 }
 
-/// A `docker build`, as far as it is served.
+/// A `docker build`, as far as it is served, or a build by buildpacks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recipe {
     /// What the image is called; at least one.
@@ -179,6 +182,9 @@ pub struct Recipe {
     /// A source without a Dockerfile gets one, by what its files say.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detect: bool,
+    /// What is asked of buildpacks, which make the image then. Together with `detect` they do where a builder is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack: Option<Pack>,
 }
 
 /// A build.
@@ -453,6 +459,7 @@ mod tests {
             target: Some("final".to_owned()),
             no_cache: false,
             detect: false,
+            pack: None,
         };
         assert_eq!(recipe, Ok(expected));
     }

@@ -19,6 +19,7 @@ mod health;
 mod iam;
 mod instance;
 mod name;
+mod pack;
 mod probe;
 mod quantity;
 mod record;
@@ -54,6 +55,7 @@ pub use name::{
     BucketName, NameError, ProjectId, ProjectNumber, Region, RepositoryName, RevisionName, ServiceName, Tag,
     data_dir_id, url_hash,
 };
+pub use pack::{MAX_BUILD_VARIABLE, MAX_BUILD_VARIABLES, Pack, PackError, PackStep, VariableError};
 pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
 pub use record::{Entry, LogLine, RequestRecord, Severity, StartRecord, Stream};

@@ -7,6 +7,7 @@ mod adoption;
 mod apart;
 mod bad_input;
 mod bounds;
+mod buildpacks;
 mod builds;
 mod containers;
 mod doctor;

@@ -87,8 +87,6 @@ fn our_own_words_tell_what_was_detected() {
     }
     let url = user.describe("site", "value(status.url)").trim().to_owned();
     assert_eq!(user.get(&format!("{url}/")).trim(), "<p>ours");
-    let said = user.ends("gcloud run deploy site --source=site $REGION --builder=x 2>&1", 2);
-    assert!(said.contains("--builder") && said.contains("buildpacks"), "{said}");
     user.leaves();
 }
 
@@ -131,18 +129,31 @@ fn sources_that_say_not_how_to_build_them_are_refused() {
 }
 
 #[test]
-fn buildpacks_are_refused_by_name() {
+fn what_only_buildpacks_do_is_refused_without_them() {
     let mut user = site_user(Client::Google);
-    directory(&user, "site", &[("index.html", "x"), ("project.toml", "")]);
-    let said = user.refused("gcloud run deploy x --source=site $REGION --quiet 2>&1");
-    assert!(said.contains("projectDescriptor"), "{said}");
-    user.ok("rm site/project.toml");
-    let said = user.refused("gcloud run deploy x --source=site $REGION --quiet --base-image=python312 2>&1");
+    directory(
+        &user,
+        "site",
+        &[("index.html", "x"), ("project.toml", "[_]\nname = \"x\"\n")],
+    );
+    let deploy = "gcloud run deploy x --source=site $REGION --quiet --no-allow-unauthenticated";
+    let said = user.refused(&format!("{deploy} --base-image=python312 2>&1"));
     assert!(said.contains("buildpackBuild.baseImage"), "{said}");
     assert_eq!(
         user.ok("gcloud builds list $REGION --format='value(id)' 2>/dev/null"),
         ""
     );
+    let said = user.refused(&format!("{deploy} --set-build-env-vars=A=b 2>&1"));
+    assert!(said.contains("needs a builder of buildpacks"), "{said}");
+    // Its descriptor asks for nothing.
+    user.ok(deploy);
+    directory(
+        &user,
+        "site",
+        &[("project.toml", "[[build.env]]\nname = \"A\"\nvalue = \"b\"\n")],
+    );
+    let said = user.refused(&format!("{deploy} 2>&1"));
+    assert!(said.contains("variables of the build in its project.toml"), "{said}");
     user.leaves();
 }
 

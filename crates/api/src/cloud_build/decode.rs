@@ -8,7 +8,11 @@ use model::{
 };
 use serde_json::Value;
 
-use super::{log_bucket, substitutions};
+use super::{
+    log_bucket,
+    pack::{self, DefaultBuilder},
+    substitutions,
+};
 use crate::{
     document::{Findings, Object, short},
     error::Error,
@@ -22,6 +26,9 @@ const DOCKER: [&str; 4] = [
     "docker.io/library/docker",
     "docker.io/docker",
 ];
+
+/// The image of steps that gcloud makes of `--pack`.
+const PACK: &str = "gcr.io/k8s-skaffold/pack";
 
 /// Fields of a build that the server owns.
 const OWNED: [&str; 16] = [
@@ -82,23 +89,35 @@ pub(super) fn build(surface: &Surface, location: Region, creator: &str, document
     let mut asked = Vec::new();
     let mut recipe: Option<Recipe> = None;
     let mut pushed = Vec::new();
+    let mut default_builder = DefaultBuilder::default();
     for (index, mut step) in steps.into_iter().enumerate() {
-        let Some((kept, words)) = self::step(&mut step, &values) else {
+        let Some((kept, tool, words)) = self::step(&mut step, &values) else {
             step.finish();
             continue;
         };
-        match words.first().map(String::as_str) {
-            Some("push") if words.len() == 2 => pushed.push(words[1].clone()),
-            _ => match Recipe::of_docker(&words) {
-                Ok(_) if recipe.is_some() => step.say("args", "a second docker build is not served by this Homerun"),
-                Ok(read) => recipe = Some(read),
-                Err(error) => step.say("args", error.to_string()),
-            },
+        let read = match tool {
+            Tool::Docker if words.len() == 2 && words[0] == "push" => {
+                pushed.push(words[1].clone());
+                Ok(None)
+            }
+            Tool::Docker => Recipe::of_docker(&words).map(Some).map_err(|error| error.to_string()),
+            Tool::Pack => pack::step(&words, &mut default_builder),
+        };
+        match read {
+            Ok(Some(_)) if recipe.is_some() => step.say("args", "a second build is not served by this Homerun"),
+            Ok(Some(read)) => {
+                if words.iter().any(|word| word == "--publish") {
+                    pushed.extend(read.tags.clone());
+                }
+                recipe = Some(read);
+            }
+            Ok(None) => {}
+            Err(why) => step.say("args", why),
         }
         step.finish();
         asked.push(kept);
         if index + 1 == count && recipe.is_none() && !findings.any_under("steps") {
-            root.say("steps", "none of them is a docker build");
+            root.say("steps", "none of them is a docker build or a pack build");
         }
     }
     let mut images = root.texts("images");
@@ -174,18 +193,35 @@ fn is_users_own(name: &str) -> bool {
         && letters.all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// A docker step as it was asked, and its words with values put in. None: it is not served, which has been said.
-fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(BuildStep, Vec<String>)> {
+/// What a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tool {
+    Docker,
+    Pack,
+}
+
+impl Tool {
+    /// None: the image is of neither.
+    fn of(image: &str, entrypoint: Option<&str>) -> Option<Self> {
+        let bare = image.split([':', '@']).next().unwrap_or_default();
+        let is = |program: &str| entrypoint.is_none_or(|entrypoint| entrypoint == program);
+        if DOCKER.contains(&bare) && is("docker") {
+            Some(Self::Docker)
+        // The first one's own entrypoint is another program.
+        } else if (bare == PACK && entrypoint == Some("pack")) || (pack::IMAGES.contains(&bare) && is("pack")) {
+            Some(Self::Pack)
+        } else {
+            None
+        }
+    }
+}
+
+/// A step as it was asked, and its words with values put in. None: it is not served, which has been said.
+fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(BuildStep, Tool, Vec<String>)> {
     let name = step.text("name").unwrap_or_default();
     let args = step.texts("args");
     let id = step.text("id").unwrap_or_default();
-    match step.text("entrypoint").as_deref() {
-        None | Some("docker") => {}
-        Some(other) => step.say(
-            "entrypoint",
-            format!("\"{}\" is not served by this Homerun", short(other)),
-        ),
-    }
+    let entrypoint = step.text("entrypoint");
     // Steps follow one another anyway.
     step.texts("waitFor");
     step.unserved(&[
@@ -200,18 +236,23 @@ fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(Bui
         "volumes",
     ]);
     step.drop_owned(&["pullTiming", "status", "timing", "exitCode"]);
-    let bare = name.split([':', '@']).next().unwrap_or_default();
-    if !DOCKER.contains(&bare) {
-        step.say(
-            "name",
-            format!(
-                "\"{}\" is not served by this Homerun: only {} is",
-                short(&name),
-                DOCKER[0]
+    let Some(tool) = Tool::of(&name, entrypoint.as_deref()) else {
+        match entrypoint {
+            Some(other) if Tool::of(&name, None).is_some() => step.say(
+                "entrypoint",
+                format!("\"{}\" is not served by this Homerun", short(&other)),
             ),
-        );
+            _ => step.say(
+                "name",
+                format!(
+                    "\"{}\" is not served by this Homerun: only {} is, and {PACK} with the entrypoint pack",
+                    short(&name),
+                    DOCKER[0]
+                ),
+            ),
+        }
         return None;
-    }
+    };
     let mut words = Vec::with_capacity(args.len());
     for (index, word) in args.iter().enumerate() {
         match substitute(word, values) {
@@ -222,7 +263,16 @@ fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(Bui
             }
         }
     }
-    Some((BuildStep { name, args, id }, words))
+    Some((
+        BuildStep {
+            name,
+            args,
+            id,
+            entrypoint: entrypoint.unwrap_or_default(),
+        },
+        tool,
+        words,
+    ))
 }
 
 fn options(mut options: Object<'_>) {
@@ -288,33 +338,6 @@ fn check_images(images: &[String], recipe: &Recipe, findings: &Findings) {
     }
 }
 
-/// What gcloud names as the base image of a build without a Dockerfile, when its user names none.
-const NO_BASE: &str = "gcr.io/buildpacks/google-22/run";
-
-/// What of a build without a Dockerfile is served: that there is none.
-fn buildpack(mut build: Object<'_>) {
-    match build.text("baseImage").as_deref() {
-        None | Some(NO_BASE) => {}
-        Some(other) => build.say(
-            "baseImage",
-            format!(
-                "\"{}\" is not served by this Homerun: it has no buildpacks, and takes its base images from homerun up \
-                 --build-base",
-                short(other)
-            ),
-        ),
-    }
-    build.unserved(&[
-        "cacheImageUri",
-        "enableAutomaticUpdates",
-        "environmentVariables",
-        "functionTarget",
-        "projectDescriptor",
-        "runtime",
-    ]);
-    build.finish();
-}
-
 /// `POST builds:submit`: what a source deploy asks for.
 pub(super) fn source(surface: &Surface, location: Region, creator: &str, document: Value) -> Result<Build, Error> {
     let findings = Findings::default();
@@ -322,7 +345,7 @@ pub(super) fn source(surface: &Surface, location: Region, creator: &str, documen
     let has_docker = root.has("dockerBuild");
     root.object("dockerBuild").finish();
     let detect = root.has("buildpackBuild");
-    buildpack(root.object("buildpackBuild"));
+    let pack = pack::of_source(root.object("buildpackBuild"));
     if detect && has_docker {
         root.say("buildpackBuild", "is not together with dockerBuild");
     } else if !detect && !has_docker {
@@ -350,6 +373,7 @@ pub(super) fn source(surface: &Surface, location: Region, creator: &str, documen
         recipe: Some(Recipe {
             tags: vec![image.clone()],
             detect,
+            pack,
             ..Recipe::default()
         }),
         images: vec![image],

@@ -242,9 +242,10 @@ async fn what_is_not_served_is_named_and_nothing_is_written() {
     for (field, value) in [
         ("baseImage", json!("python312")),
         ("enableAutomaticUpdates", json!(true)),
-        ("environmentVariables", json!({ "A": "b" })),
-        ("functionTarget", json!("f")),
-        ("projectDescriptor", json!("project.toml")),
+        ("runtime", json!("python312")),
+        ("environmentVariables", json!({ "../A": "b" })),
+        ("projectDescriptor", json!("../project.toml")),
+        ("cacheImageUri", json!("docker.io/x/y")),
         ("builder", json!("x")),
     ] {
         buildpack["buildpackBuild"] = json!({ "baseImage": "gcr.io/buildpacks/google-22/run" });
@@ -273,6 +274,28 @@ async fn a_source_without_a_dockerfile_is_looked_at_by_the_build() {
     let snapshot = setting.surface.store.snapshot();
     let build = snapshot.builds.values().next().expect("a build");
     assert!(build.recipe.detect);
+    assert_eq!(build.recipe.pack, None);
+    asked["buildpackBuild"] = json!({
+        "baseImage": "gcr.io/p/run",
+        "functionTarget": "f",
+        "environmentVariables": { "A": "b" },
+        "projectDescriptor": "project.toml",
+        "cacheImageUri": "us-central1-docker.pkg.dev/my-project/caches/a",
+    });
+    let (status, answer) = setting
+        .call_at("us-central1-run.googleapis.com", "POST", SUBMIT, Some(&asked))
+        .await;
+    assert_eq!(status, 200, "{answer}");
+    let snapshot = setting.surface.store.snapshot();
+    let mut packs = snapshot.builds.values().filter_map(|build| build.recipe.pack.clone());
+    let pack = packs.next().expect("a build by buildpacks");
+    assert_eq!(pack.run_image.as_deref(), Some("gcr.io/p/run"));
+    let variables = [("A", "b"), ("GOOGLE_FUNCTION_TARGET", "f")];
+    assert_eq!(
+        pack.environment,
+        variables.map(|(name, value)| (name.to_owned(), value.to_owned()))
+    );
+    assert_eq!(pack.descriptor.as_deref(), Some("project.toml"));
     asked["dockerBuild"] = json!({});
     let (status, refused) = setting
         .call_at("us-central1-run.googleapis.com", "POST", SUBMIT, Some(&asked))
