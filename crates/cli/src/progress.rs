@@ -89,9 +89,6 @@ pub(crate) fn of_bytes<T>(
     acted
 }
 
-/// What a build says of a source that was built before.
-const UNCHANGED: &str = "unchanged since build ";
-
 /// The steps of a build, told by its log.
 #[derive(Debug)]
 pub(crate) struct Steps {
@@ -99,6 +96,8 @@ pub(crate) struct Steps {
     rest: Vec<u8>,
     /// Between these two marks the log says what was found out about a source without a Dockerfile.
     detecting: bool,
+    /// From here on the log has words of the source's own steps.
+    building: bool,
     /// The newest step, and when it was seen first.
     step: String,
     since: Instant,
@@ -112,6 +111,7 @@ impl Steps {
         Self {
             rest: Vec::new(),
             detecting: false,
+            building: false,
             step: "waiting for its turn".to_owned(),
             since: Instant::now(),
             turn: 0,
@@ -142,8 +142,11 @@ impl Steps {
     fn line(&mut self, outside: &mut Outside<'_>, line: &str) {
         match line {
             "DETECT" => self.detecting = true,
-            "BUILD" => self.detecting = false,
-            _ if line.starts_with(UNCHANGED) => {
+            "BUILD" => {
+                self.detecting = false;
+                self.building = true;
+            }
+            _ if !self.building && line.starts_with(UNCHANGED) => {
                 self.detecting = false;
                 self.wipe(outside);
                 outside.say(&format!("Nothing was built: {line}"));
@@ -176,6 +179,9 @@ impl Steps {
         }
     }
 }
+
+/// What a build says of a source that was built before.
+const UNCHANGED: &str = "unchanged since build ";
 
 /// `STEP 1/2: RUN x`, in builds of several stages after `[1/2] `; or that the image is pushed.
 fn is_step(line: &str) -> bool {
@@ -229,15 +235,20 @@ mod tests {
     }
 
     #[test]
-    fn that_nothing_was_built_is_told() {
-        let said = outside_with(false, |outside| {
-            let log = "DETECT\ndetected Go\nunchanged since build x: y@sha256:z\ny:latest: sha256:z\n";
-            Steps::begin().more(outside, log.as_bytes());
-        });
-        assert_eq!(
-            said,
-            "detected Go\nNothing was built: unchanged since build x: y@sha256:z\n"
-        );
+    fn an_unchanged_source_is_told_and_a_step_cannot_tell_it() {
+        let said = |log: &str| {
+            outside_with(false, |outside| {
+                let mut steps = Steps::begin();
+                steps.more(outside, log.as_bytes());
+                steps.end(outside);
+            })
+        };
+        let line = "unchanged since build x: y@sha256:z";
+        let told = format!("Nothing was built: {line}\n");
+        assert_eq!(said(&format!("FETCHSOURCE\n{line}\ny:latest: sha256:z\nDONE\n")), told);
+        let log = format!("DETECT\nstatic site\n{line}\ny:latest: sha256:z\nDONE\n");
+        assert_eq!(said(&log), format!("static site\n{told}"));
+        assert_eq!(said(&format!("BUILD\nSTEP 1/1: RUN x\n{line}\n")), "STEP 1/1: RUN x\n");
     }
 
     #[test]
