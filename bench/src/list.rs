@@ -3,7 +3,7 @@
 use crate::{
     answer, burst, cold,
     figure::{Figure, Goal::AtLeast, Goal::AtMost},
-    many, memory, proxy, spike, thaw,
+    many, memory, proxy, source, spike, thaw,
 };
 
 pub(crate) const FIGURES: &[Figure] = &[
@@ -126,6 +126,18 @@ pub(crate) const FIGURES: &[Figure] = &[
         about: "ms from a changed service to Ready, its image on the machine",
         goal: AtMost(150.0),
         measure: crate::deploy::measure,
+    },
+    Figure {
+        name: "rebuild",
+        about: "from the save of a changed line of the tutorial's app to its answer, as a ratio to buildah and push by hand",
+        goal: AtMost(1.0),
+        measure: source::rebuild,
+    },
+    Figure {
+        name: "deploy-unchanged",
+        about: "ms of a deploy of a source that was built before",
+        goal: AtMost(500.0),
+        measure: source::unchanged,
     },
     Figure {
         name: "traffic-change",

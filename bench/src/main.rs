@@ -20,6 +20,7 @@ mod memory;
 mod peer;
 mod proxy;
 mod server;
+mod source;
 mod spike;
 mod thaw;
 mod wrk;

@@ -8,7 +8,7 @@ use crate::builds::{PLACE, log_of, source, user};
 
 fn digest_of(user: &mut User, tag: &str) -> String {
     user.ok(&format!(
-        "gcloud artifacts docker tags list {PLACE}/app --filter=tag:{tag} --format='value(version.basename())'"
+        "gcloud artifacts docker tags list {PLACE}/app --filter=tag:{tag} --format='value(version.basename())' 2>/dev/null"
     ))
 }
 
