@@ -3,7 +3,7 @@
 use crate::{
     answer, burst, cold,
     figure::{Figure, Goal::AtLeast, Goal::AtMost},
-    many, memory, proxy, source, spike, thaw,
+    many, memory, proxy, registry, source, spike, thaw,
 };
 
 pub(crate) const FIGURES: &[Figure] = &[
@@ -144,6 +144,18 @@ pub(crate) const FIGURES: &[Figure] = &[
         about: "ms from sending a changed traffic block to the first request that follows it",
         goal: AtMost(20.0),
         measure: answer::traffic_change,
+    },
+    Figure {
+        name: "registry-push",
+        about: "MiB/s of a push of 1 GiB in 8 layers, three at a time, as a ratio to the CNCF's registry",
+        goal: AtLeast(1.5),
+        measure: registry::push,
+    },
+    Figure {
+        name: "registry-pull",
+        about: "the same of a pull",
+        goal: AtLeast(1.5),
+        measure: registry::pull,
     },
     Figure {
         name: "cli-describe",

@@ -1,7 +1,7 @@
 //! Figures of the real binary, each beside its goal.
 //!
-//! One module per thing that is measured, and those it needs: the server under test, nginx and HAProxy as peers, `wrk`
-//! and `h2load` as the load. What enters is the path of the binary (`HOMERUN_BIN`) and names of figures; what leaves is one line per figure
+//! One module per thing that is measured, and those it needs: the server under test, nginx, HAProxy and the CNCF's registry as
+//! peers, `wrk` and `h2load` as the load. What enters is the path of the binary (`HOMERUN_BIN`) and names of figures; what leaves is one line per figure
 //! and, for all of them, a file that names the machine. Ours and the peer's rounds alternate, values are medians. All
 //! load goes to loopback addresses of this machine and ends by itself.
 
@@ -19,6 +19,7 @@ mod many;
 mod memory;
 mod peer;
 mod proxy;
+mod registry;
 mod server;
 mod source;
 mod spike;

@@ -10,6 +10,7 @@
 
 mod buildpacks;
 mod case;
+mod docker;
 mod filter;
 mod footprint;
 mod index;
@@ -22,6 +23,7 @@ mod wire;
 
 pub use buildpacks::Builder;
 pub use case::run_case;
+pub use docker::Docker;
 pub use filter::filter;
 pub use footprint::Footprint;
 pub use index::{Packages, Wheels, language_base};

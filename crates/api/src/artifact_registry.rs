@@ -193,7 +193,8 @@ fn from_images(error: image::Error) -> Error {
         | Images::UploadOffset { .. }
         | Images::TooLarge { .. }
         | Images::Quota { .. }
-        | Images::BlobHeld { .. } => Code::FailedPrecondition,
+        | Images::BlobHeld { .. }
+        | Images::TagImmutable { .. } => Code::FailedPrecondition,
         Images::Io { .. } | Images::Random(_) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the image store failed");
             Code::Unavailable

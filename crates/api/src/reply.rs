@@ -1,16 +1,19 @@
 //! Answers: JSON, empty ones, and streamed files.
 
 use std::{
+    fs::File,
+    io::{self, Read as _},
     pin::Pin,
-    task::{Context, Poll, ready},
+    sync::Arc,
+    task::{Context, Poll},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, SizeHint};
 use serde_json::Value;
-use tokio::io::AsyncRead as _;
+use tokio::task::JoinHandle;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// The body of a request or an answer, streamed.
@@ -33,12 +36,39 @@ pub(crate) fn json(status: StatusCode, value: &Value) -> Response<Body> {
 }
 
 /// How much of a file is read at a time.
-const PIECE: usize = 128 << 10;
+const PIECE: usize = 256 << 10;
 
-/// `left` bytes of a file, from where it stands.
+/// `left` bytes of a file, from where it stands. While a piece is sent the next one is read.
+#[derive(Debug)]
 pub(crate) struct FileBody {
-    pub(crate) file: tokio::fs::File,
-    pub(crate) left: u64,
+    file: Arc<File>,
+    left: u64,
+    ahead: Option<JoinHandle<io::Result<Vec<u8>>>>,
+}
+
+impl FileBody {
+    pub(crate) fn new(file: File, left: u64) -> Self {
+        Self {
+            file: Arc::new(file),
+            left,
+            ahead: None,
+        }
+    }
+
+    /// How long the next piece is.
+    fn want(&self) -> usize {
+        usize::try_from(self.left).unwrap_or(PIECE).min(PIECE)
+    }
+
+    fn read(&self) -> JoinHandle<io::Result<Vec<u8>>> {
+        let (file, want) = (Arc::clone(&self.file), self.want());
+        tokio::task::spawn_blocking(move || {
+            // Read into memory as it is: nothing is cleared before.
+            let mut piece = Vec::with_capacity(want);
+            file.as_ref().take(want as u64).read_to_end(&mut piece)?;
+            Ok(piece)
+        })
+    }
 }
 
 impl hyper::body::Body for FileBody {
@@ -49,18 +79,22 @@ impl hyper::body::Body for FileBody {
         if self.left == 0 {
             return Poll::Ready(None);
         }
-        let want = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);
-        let mut piece = BytesMut::zeroed(want);
-        let mut buffer = tokio::io::ReadBuf::new(&mut piece);
-        let outcome = ready!(Pin::new(&mut self.file).poll_read(cx, &mut buffer));
-        let read = buffer.filled().len();
-        Poll::Ready(Some(match outcome {
+        let want = self.want();
+        let mut reading = self.ahead.take().unwrap_or_else(|| self.read());
+        let Poll::Ready(read) = Pin::new(&mut reading).poll(cx) else {
+            self.ahead = Some(reading);
+            return Poll::Pending;
+        };
+        Poll::Ready(Some(match read {
             Err(error) => Err(error.into()),
-            Ok(()) if read == 0 => Err("the file is shorter than its length said".into()),
-            Ok(()) => {
-                self.left -= read as u64;
-                piece.truncate(read);
-                Ok(Frame::data(piece.freeze()))
+            Ok(Err(error)) => Err(error.into()),
+            Ok(Ok(piece)) if piece.len() < want => Err("the file is shorter than its length said".into()),
+            Ok(Ok(piece)) => {
+                self.left -= piece.len() as u64;
+                if self.left > 0 {
+                    self.ahead = Some(self.read());
+                }
+                Ok(Frame::data(piece.into()))
             }
         }))
     }

@@ -19,7 +19,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming, SizeHint};
-use image::{Digest, Images, Reference, Repository, ResolveError, Version};
+use image::{Digest, Images, Reference, Repository, Version};
 use serde_json::json;
 use tokio::{io::AsyncRead as _, task::JoinSet};
 
@@ -207,8 +207,7 @@ async fn manifest(
         return Ok(shown(digest, &found.0, found.1, is_head));
     }
     let resolved = images.resolve(&reference).await.map_err(|error| {
-        let absent = matches!(error, ResolveError::NotFound { .. } | ResolveError::Unauthorized { .. });
-        let status = if absent {
+        let status = if error.is_absence() {
             StatusCode::NOT_FOUND
         } else {
             StatusCode::BAD_REQUEST

@@ -29,6 +29,8 @@ pub(crate) enum Artifacts {
 pub(crate) enum Repositories {
     /// Create a repository
     Create(Create),
+    /// Change a repository
+    Update(Update),
     /// Show one repository
     Describe(One),
     /// List repositories
@@ -68,6 +70,35 @@ pub(crate) struct Create {
     pub(crate) description: Option<String>,
     #[arg(long, value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
     pub(crate) labels: Vec<Pairs>,
+    #[command(flatten)]
+    pub(crate) tags: TagsStay,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TagsStay {
+    /// Tags can be neither moved nor deleted
+    #[arg(long, overrides_with = "no_immutable_tags")]
+    immutable_tags: bool,
+    /// Tags can be moved and deleted
+    #[arg(long)]
+    no_immutable_tags: bool,
+}
+
+impl TagsStay {
+    /// None: it was not said.
+    pub(crate) fn said(&self) -> Option<bool> {
+        (self.immutable_tags || self.no_immutable_tags).then_some(self.immutable_tags)
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    #[command(flatten)]
+    pub(crate) one: One,
+    #[arg(long)]
+    pub(crate) description: Option<String>,
+    #[command(flatten)]
+    pub(crate) tags: TagsStay,
 }
 
 #[derive(Debug, Args)]

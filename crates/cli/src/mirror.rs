@@ -1,5 +1,5 @@
-//! `images mirror`, `images mirrors` and `images unmirror`: names of other registries that mean an image of this one. Only
-//! Homerun has them.
+//! `images mirror`, `images mirrors` and `images unmirror`: names of other registries that mean an image of this one, or
+//! are had from elsewhere. Only Homerun has them.
 
 use serde_json::{Value, json};
 use ureq::http::Method;
@@ -15,7 +15,10 @@ pub(crate) fn set(outside: &mut Outside<'_>, order: &Order<'_>, name: &str, imag
         return print_text(outside, &format.one(&answer));
     }
     let told = |field: &str| answer[field].as_str().unwrap_or_default().to_owned();
-    outside.say(&format!("{} is {} here.", told("name"), told("digest")));
+    match answer["from"].as_str() {
+        Some(from) => outside.say(&format!("{} is had from {from}.", told("name"))),
+        None => outside.say(&format!("{} is {} here.", told("name"), told("digest"))),
+    }
     Ok(())
 }
 
@@ -29,8 +32,11 @@ pub(crate) fn list(outside: &mut Outside<'_>, order: &Order<'_>, listing: &Listi
             cell: |mirror| mirror["name"].as_str().unwrap_or_default().to_owned(),
         },
         Column {
-            heading: "DIGEST",
-            cell: |mirror| mirror["digest"].as_str().unwrap_or_default().to_owned(),
+            heading: "MEANS",
+            cell: |mirror| {
+                let means = mirror["digest"].as_str().or(mirror["from"].as_str());
+                means.unwrap_or_default().to_owned()
+            },
         },
     ];
     order.print_list(outside, items, listing.limit, &columns)

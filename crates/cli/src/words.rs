@@ -202,14 +202,16 @@ pub(crate) enum Images {
     List(Listing),
     /// Push an OCI layout (a directory or a tar of one) or an archive of `docker save` to the registry
     Import(Import),
-    /// Let a name of another registry mean an image of this one: in `FROM`, and in a deploy
+    /// Let names of another registry mean images of this one or of a third: in `FROM`, and in a deploy
     Mirror {
-        /// Such as python:3.12-slim, which is docker.io/library/python:3.12-slim
+        /// One image, such as python:3.12-slim, which is docker.io/library/python:3.12-slim; a registry, such as docker.io;
+        /// or all below a path, such as docker.io/library/*
         name: String,
-        /// An image that is here, such as us-central1-docker.pkg.dev/my-project/base/python:3.11
+        /// For one image another one: of this Homerun (us-central1-docker.pkg.dev/my-project/base/python:3.11), which is
+        /// kept as it is now, or of another registry. For many a registry (mirror.example:5000) or all below a path
         image: String,
     },
-    /// List the names of other registries that mean an image of this one
+    /// List the names of other registries that mean something else here
     Mirrors(Listing),
     /// Take such a name away
     Unmirror { name: String },

@@ -67,10 +67,13 @@ pub async fn clean_up(
             let (Some(place), Ok(digest)) = (places.get(&version.package), version.digest.parse()) else {
                 continue;
             };
-            tracing::info!(image = %place, %digest, "deleted by a cleanup policy");
             match images.delete_manifest(place, &Version::Digest(digest)).await {
-                // Somebody else was faster.
-                Ok(()) | Err(image::Error::ManifestUnknown { .. }) => deleted += 1,
+                Ok(()) => {
+                    tracing::info!(image = %place, %digest, "deleted by a cleanup policy");
+                    deleted += 1;
+                }
+                // Somebody else was faster, or its tag stays.
+                Err(image::Error::ManifestUnknown { .. } | image::Error::TagImmutable { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -129,6 +132,11 @@ pub async fn keep_clean(
             tracing::error!(why = told(&error as &dyn Error), "cleanup policies were not applied");
         }
         let before = SystemTime::now().checked_sub(KEPT).unwrap_or(SystemTime::UNIX_EPOCH);
+        match images.forget_uploads(before).await {
+            Ok(0) => {}
+            Ok(uploads) => tracing::info!(uploads, "gave up uploads that nobody went on with"),
+            Err(error) => tracing::error!(why = told(&error as &dyn Error), "uploads were not given up"),
+        }
         let Some(held) = held() else { continue };
         match images.collect(held, before).await {
             Ok(collected) if collected == image::Collected::default() => {}

@@ -57,6 +57,7 @@ async fn resolved(images: &Images, image: &str) -> Result<String, (Reason, Strin
     match images.resolve(&reference).await {
         Ok(resolved) => Ok(resolved.pinned().to_string()),
         Err(ResolveError::NotFound { .. }) => Err((Reason::ContainerMissing, format!("Image '{image}' not found."))),
+        Err(error @ ResolveError::Mirror { .. }) if error.is_absence() => Err((Reason::ContainerMissing, told(&error))),
         Err(ResolveError::Store { reference, source }) => {
             Err((Reason::Internal, told(&ResolveError::Store { reference, source })))
         }
@@ -66,7 +67,8 @@ async fn resolved(images: &Images, image: &str) -> Result<String, (Reason, Strin
             | ResolveError::Manifest { .. }
             | ResolveError::DigestMismatch { .. }
             | ResolveError::Size { .. }
-            | ResolveError::Network { .. }),
+            | ResolveError::Network { .. }
+            | ResolveError::Mirror { .. }),
         ) => Err((Reason::ContainerImageUnusable, told(&error))),
     }
 }

@@ -11,6 +11,7 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::Error;
 use crate::digest::Digest;
 use crate::reference::{Repository, Tag};
+use crate::upload::UploadId;
 
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -25,7 +26,7 @@ impl Disk {
         if tmp.exists() {
             fs::remove_dir_all(&tmp).map_err(Error::io("sweep", &tmp))?;
         }
-        for dir in [disk.blobs(), disk.layers(), disk.repositories(), tmp] {
+        for dir in [disk.blobs(), disk.layers(), disk.repositories(), disk.uploads(), tmp] {
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
         // Unpacked layers hold setuid programs of whoever pushed them: no local user may walk in and run one.
@@ -49,6 +50,14 @@ impl Disk {
 
     pub(crate) fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    pub(crate) fn uploads(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
+    pub(crate) fn upload(&self, upload: &UploadId) -> PathBuf {
+        self.uploads().join(upload.as_str())
     }
 
     pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
@@ -78,6 +87,16 @@ impl Disk {
 
     pub(crate) fn tag(&self, repository: &Repository, tag: &Tag) -> PathBuf {
         self.tags(repository).join(tag.as_str())
+    }
+
+    /// The mark of tags that stay what they are.
+    pub(crate) fn immutable(&self, under: &Repository) -> PathBuf {
+        self.repository(under).join("_immutable")
+    }
+
+    /// What tags of a mirrored repository were when their mirror was asked last.
+    pub(crate) fn seen(&self, repository: &Repository) -> PathBuf {
+        self.repository(repository).join("_seen")
     }
 
     /// Who refers to `subject` in a repository.
@@ -136,6 +155,20 @@ impl Disk {
         let mut file = self.temp_file()?;
         file.write_all(content).map_err(Error::io("write", path))?;
         Disk::publish(file, path)
+    }
+
+    /// The same where nothing is there yet; false where something is, which is left as it is.
+    pub(crate) fn write_new(&self, path: &Path, content: &[u8]) -> Result<bool, Error> {
+        let mut file = self.temp_file()?;
+        file.write_all(content).map_err(Error::io("write", path))?;
+        file.as_file().sync_all().map_err(Error::io("write", path))?;
+        let parent = path.parent().expect("every path of the store has a parent");
+        create_dir_durably(parent).map_err(Error::io("create", parent))?;
+        match file.persist_noclobber(path) {
+            Ok(_) => sync_dir(parent).map(|()| true),
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(Error::io("write", path)(error.error)),
+        }
     }
 
     /// Removes a file durably; `false` if it was not there.

@@ -161,10 +161,14 @@ impl Layout {
                 source: Box::new(source),
             };
             let source = is_directory.then_some(self.path.as_path());
+            let named = reference.tag().cloned().unwrap_or_else(Tag::latest);
+            self.images
+                .check_tag(reference.repository(), &named, &digest)
+                .map_err(&store)?;
             let content = self
                 .bring(descriptor, &reference, source, MAX_INDEX_DEPTH)
                 .map_err(store)?;
-            let tag = reference.tag().cloned().unwrap_or_else(Tag::latest);
+            let tag = named;
             if reference.digest().is_some_and(|expected| expected != digest) {
                 let expected = reference.digest().unwrap_or(digest);
                 return Err(store(Error::DigestMismatch {

@@ -7,15 +7,20 @@
 //! an unpacked layer: owners on disk are the owners of the layer's archive, whoever runs on top of it later.
 //!
 //! Everything is named by the SHA-256 of its content and becomes visible by one rename, after it was verified. Hence
-//! a crash leaves nothing but files in `tmp`, which the next [`Images::open`] removes.
+//! a crash leaves nothing but files in `tmp`, which the next [`Images::open`] removes, and uploads, with which their
+//! clients may go on.
 //!
 //! ```text
 //! blobs/sha256/<hex>                          manifests, configurations, compressed layers
 //! layers/<diff id>/root, implied.json         unpacked layers (mode 0700 above them: they hold setuid files)
 //! repositories/<host>/<path>/_manifests/<hex> which manifests a repository holds, with their media type
 //! repositories/<host>/<path>/_tags/<tag>      the digest a tag points at
+//! repositories/<host>/<path>/_immutable        tags of all repositories from here on stay what they are
 //! repositories/<host>/<path>/_referrers/<subject hex>/<hex>  which manifests speak about which
-//! tmp/                                        uploads and unpacking under way
+//! repositories/<host>/<path>/_seen/<tag>      the digest that a mirror had for a tag when it was asked last
+//! mirrors.json                                which names are had from where
+//! uploads/<id>                                what clients have sent so far
+//! tmp/                                        pulls and unpacking under way
 //! ```
 
 mod blob;
@@ -24,10 +29,12 @@ mod digest;
 mod disk;
 mod flight;
 pub mod hello;
+mod immutable;
 mod layout;
 mod manifest;
 mod merged;
 mod mirror;
+mod names;
 mod pull;
 mod quota;
 mod reference;
@@ -35,10 +42,10 @@ mod referrer;
 mod repository;
 mod resolve;
 mod unpack;
+mod upload;
 mod user;
 mod version;
 
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,13 +53,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::Semaphore;
 
-pub use crate::blob::{BlobRead, MAX_BLOB_BYTES, MAX_UPLOADS, UploadId};
+pub use crate::blob::{BlobRead, MAX_BLOB_BYTES};
 pub use crate::collect::Collected;
 pub use crate::digest::{Digest, DigestError};
 pub use crate::layout::{Imported, LayoutError};
 pub use crate::manifest::{ImageConfig, ManifestError, Platform, machine_architecture, media_type};
 pub use crate::merged::file;
-pub use crate::mirror::Mirror;
+pub use crate::mirror::{Meaning, Mirror};
+pub use crate::names::{Names, Prefix};
 pub use crate::reference::{Reference, ReferenceError, Repository, Tag, Version};
 pub use crate::referrer::{Referrer, subject_of};
 pub use crate::repository::{MAX_MANIFEST_BYTES, StoredManifest};
@@ -60,6 +68,7 @@ pub use crate::resolve::{ResolveError, ResolvedImage, is_own_host};
 pub use crate::unpack::{
     EnsureError, EntryError, MAX_LAYER_BYTES, MAX_LAYER_ENTRIES, MAX_LAYERS, MAX_OWNER, UnpackError, Unpacked,
 };
+pub use crate::upload::{MAX_UPLOADS, UploadId};
 pub use crate::user::{User, UserError, user};
 pub use crate::version::StoredVersion;
 
@@ -73,7 +82,8 @@ pub struct Images {
 struct Shared {
     disk: disk::Disk,
     docker_config: Option<PathBuf>,
-    uploads: Mutex<HashMap<UploadId, blob::Upload>>,
+    uploads: upload::Uploads,
+    places: mirror::Places,
     flights: flight::Flights,
     /// How many layers are unpacked at a time, over all images.
     unpacking: Arc<Semaphore>,
@@ -115,11 +125,14 @@ impl Images {
             .min(4);
         let disk = disk::Disk::open(dir)?;
         let quota = Arc::new(quota::Quota::new(disk.stored()?));
+        let uploads = upload::Uploads::find(&disk, &quota)?;
+        let places = mirror::Places::open(mirror::file(dir))?;
         Ok(Images {
             shared: Arc::new(Shared {
                 disk,
                 docker_config,
-                uploads: Mutex::new(HashMap::new()),
+                uploads,
+                places,
                 flights: flight::Flights::default(),
                 unpacking: Arc::new(Semaphore::new(unpackers)),
                 pulling: Arc::new(Semaphore::new(PULLS)),
@@ -185,6 +198,8 @@ pub enum Error {
     Quota { quota: u64, used: u64, more: u64 },
     #[error("blob {digest} is in use: an image or a revision holds it")]
     BlobHeld { digest: Digest },
+    #[error("tag {tag} of {repository} cannot be changed or deleted: its repository has immutable tags")]
+    TagImmutable { repository: Repository, tag: Tag },
     #[error("cannot draw a random upload id")]
     Random(#[source] getrandom::Error),
 }

@@ -22,7 +22,7 @@ use crate::digest::Digest;
 use crate::disk::is_absent;
 use crate::flight::Work;
 use crate::manifest::{ConfigBlob, Descriptor, ImageManifest, Manifest, ManifestError, media_type};
-use crate::reference::{Reference, Version};
+use crate::reference::{Reference, Repository, Version};
 use crate::repository::{Completeness, MAX_CONFIG_BYTES};
 use crate::resolve::{ResolveError, ResolvedImage};
 use crate::{Error, Images, blocking};
@@ -39,14 +39,17 @@ struct Source {
     images: Images,
     client: Client,
     auth: RegistryAuth,
-    asked: Arc<Reference>,
+    /// What is pulled.
+    from: Arc<Reference>,
+    /// The repository that holds it here: another one where `from` is its mirror.
+    holder: Arc<Repository>,
 }
 
 impl Images {
-    /// Asks the registry of `reference` what it points at, and brings what is not here yet.
-    pub(crate) async fn pull(&self, reference: &Reference) -> Result<ResolvedImage, ResolveError> {
-        let source = Source::open(self, reference).await?;
-        let content = source.manifest(&reference.version()).await?;
+    /// Asks the registry of `from` what that points at, and brings what is not here yet, for the name `reference`.
+    pub(crate) async fn pull(&self, reference: &Reference, from: &Reference) -> Result<ResolvedImage, ResolveError> {
+        let source = Source::open(self, reference.repository(), from).await?;
+        let content = source.manifest(&from.version()).await?;
         let digest = Digest::of(&content);
 
         let turn = self.shared.flights.turn(Work::Pull(digest)).await;
@@ -58,12 +61,12 @@ impl Images {
                 ..stored
             });
         }
-        tracing::info!(image = %reference, %digest, "pulling");
+        tracing::info!(image = %from, %digest, "pulling");
         source.bring(content).await?;
         let images = self.clone();
         let stored = blocking(move || images.resolve_stored(&pinned)).await;
         drop(turn);
-        let stored = stored.map_err(|error| ResolveError::store(reference, error))?;
+        let stored = stored.map_err(|error| ResolveError::store(from, error))?;
         Ok(ResolvedImage {
             reference: reference.clone(),
             ..stored
@@ -72,8 +75,8 @@ impl Images {
 }
 
 impl Source {
-    async fn open(images: &Images, reference: &Reference) -> Result<Source, ResolveError> {
-        let host = reference.repository().host().to_owned();
+    async fn open(images: &Images, holder: &Repository, from: &Reference) -> Result<Source, ResolveError> {
+        let host = from.repository().host().to_owned();
         let protocol = if is_loopback(&host) {
             ClientProtocol::Http
         } else {
@@ -83,7 +86,7 @@ impl Source {
         let auth = blocking(move || credential(config.as_deref(), &host))
             .await
             .map_err(|reason| ResolveError::Credential {
-                registry: reference.repository().host().to_owned(),
+                registry: from.repository().host().to_owned(),
                 reason,
             })?;
         // The environment's proxy is for other machines. Naming one here keeps the client from looking for that; the
@@ -100,17 +103,18 @@ impl Source {
             user_agent: concat!("homerun/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         })
-        .map_err(|error| refusal(reference, error))?;
+        .map_err(|error| refusal(from, error))?;
         Ok(Source {
             images: images.clone(),
             client,
             auth,
-            asked: Arc::new(reference.clone()),
+            from: Arc::new(from.clone()),
+            holder: Arc::new(holder.clone()),
         })
     }
 
     fn name(&self, version: &Version) -> oci_client::Reference {
-        let repository = self.asked.repository();
+        let repository = self.from.repository();
         let (host, path) = (repository.host().to_owned(), repository.path().to_owned());
         match version {
             Version::Tag(tag) => oci_client::Reference::with_tag(host, path, tag.to_string()),
@@ -124,7 +128,7 @@ impl Source {
             .client
             .pull_manifest_raw(&self.name(version), &self.auth, &media_type::MANIFESTS)
             .await
-            .map_err(|error| refusal(&self.asked, error))?;
+            .map_err(|error| refusal(&self.from, error))?;
         Ok(content.into())
     }
 
@@ -150,7 +154,7 @@ impl Source {
                 }
             }
         }
-        let (images, repository) = (self.images.clone(), self.asked.repository().clone());
+        let (images, repository) = (self.images.clone(), self.holder.clone());
         blocking(move || {
             // Innermost first: whoever finds the index finds its manifest.
             for content in path.iter().rev() {
@@ -160,7 +164,7 @@ impl Source {
             Ok(())
         })
         .await
-        .map_err(|error| ResolveError::store(&self.asked, error))
+        .map_err(|error| ResolveError::store(&self.from, error))
     }
 
     async fn content(&self, manifest: &ImageManifest) -> Result<(), ResolveError> {
@@ -169,13 +173,13 @@ impl Source {
                 what: "image configuration",
                 limit: MAX_CONFIG_BYTES,
             };
-            return Err(ResolveError::store(&self.asked, error));
+            return Err(ResolveError::store(&self.from, error));
         }
         self.blob(&manifest.config).await?;
         let (images, digest) = (self.images.clone(), manifest.config.digest);
         let config = blocking(move || images.small_blob(&digest, "image configuration", MAX_CONFIG_BYTES))
             .await
-            .map_err(|error| ResolveError::store(&self.asked, error))?;
+            .map_err(|error| ResolveError::store(&self.from, error))?;
         ConfigBlob::read(&config, digest)
             .and_then(|config| config.check(manifest))
             .map_err(|error| self.cannot_run(error))?;
@@ -199,7 +203,7 @@ impl Source {
     /// Brings one blob unless it is here.
     async fn blob(&self, descriptor: &Descriptor) -> Result<(), ResolveError> {
         let digest = descriptor.digest;
-        let store = |error| ResolveError::store(&self.asked, error);
+        let store = |error| ResolveError::store(&self.from, error);
         let _turn = self.images.shared.flights.turn(Work::Pull(digest)).await;
         let _permit = self
             .images
@@ -236,12 +240,12 @@ impl Source {
         let pulled = self.client.pull_blob(&name, text.as_str(), &mut sink).await;
         if sink.overflowed {
             return Err(ResolveError::Size {
-                reference: (*self.asked).clone(),
+                reference: (*self.from).clone(),
                 digest,
                 size: descriptor.size,
             });
         }
-        pulled.map_err(|error| refusal(&self.asked, error))?;
+        pulled.map_err(|error| refusal(&self.from, error))?;
         let images = self.images.clone();
         blocking(move || images.publish_blob(temp, &digest, reserved))
             .await
@@ -250,7 +254,7 @@ impl Source {
 
     fn cannot_run(&self, source: ManifestError) -> ResolveError {
         ResolveError::Manifest {
-            reference: (*self.asked).clone(),
+            reference: (*self.from).clone(),
             source,
         }
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Digest, DigestError};
 
 /// The registry whose name people leave out.
-const DOCKER: &str = "docker.io";
+pub(crate) const DOCKER: &str = "docker.io";
 /// Longest host or path of a repository in bytes, and longest single component (a file name's limit).
 const NAME_LIMIT: usize = 255;
 /// Longest tag in characters (distribution specification).
@@ -203,7 +203,7 @@ impl fmt::Display for Version {
 }
 
 /// An image as a user names it. At least one of tag and digest is there; the digest decides where both are.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Reference {
     repository: Repository,

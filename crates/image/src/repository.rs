@@ -145,6 +145,9 @@ impl Images {
                 actual: digest,
             });
         }
+        if let Version::Tag(tag) = version {
+            self.check_tag(repository, tag, &digest)?;
+        }
         self.put_small_blob(content)?;
         let disk = &self.shared.disk;
         // From the look at what must be there to the name that holds it nothing is removed.
@@ -165,7 +168,7 @@ impl Images {
             disk.write(&link, media_type.as_bytes())?;
         }
         if let Version::Tag(tag) = version {
-            disk.write(&disk.tag(repository, tag), digest.to_string().as_bytes())?;
+            self.write_tag(repository, tag, &digest)?;
         }
         Ok(digest)
     }
@@ -208,25 +211,36 @@ impl Images {
 
     /// Points a tag at a manifest that the repository already holds. Blocks on the disk.
     pub(crate) fn set_tag(&self, repository: &Repository, tag: &Tag, digest: &Digest) -> Result<(), Error> {
-        let disk = &self.shared.disk;
-        disk.write(&disk.tag(repository, tag), digest.to_string().as_bytes())
+        self.check_tag(repository, tag, digest)?;
+        self.write_tag(repository, tag, digest)
     }
 
     /// Removes a tag, or a manifest with all tags that point at it. Blobs stay: other images may share them.
+    ///
+    /// # Errors
+    /// [`Error::TagImmutable`] where a tag that would go stays.
     pub async fn delete_manifest(&self, repository: &Repository, version: &Version) -> Result<(), Error> {
         let (images, repository, version) = (self.clone(), repository.clone(), version.clone());
         blocking(move || {
             let disk = &images.shared.disk;
             let removed = match &version {
-                Version::Tag(tag) => Disk::remove(&disk.tag(&repository, tag))?,
+                Version::Tag(tag) => {
+                    images.check_removal(&repository, std::slice::from_ref(tag))?;
+                    Disk::remove(&disk.tag(&repository, tag))?
+                }
                 Version::Digest(digest) => {
+                    let mut tags = Vec::new();
                     for name in Disk::names(&disk.tags(&repository))? {
                         let Ok(tag) = name.parse::<Tag>() else {
                             continue;
                         };
                         if images.tag(&repository, &tag)? == Some(*digest) {
-                            Disk::remove(&disk.tag(&repository, &tag))?;
+                            tags.push(tag);
                         }
+                    }
+                    images.check_removal(&repository, &tags)?;
+                    for tag in &tags {
+                        Disk::remove(&disk.tag(&repository, tag))?;
                     }
                     images.forget_referrer(&repository, digest)?;
                     Disk::remove(&disk.manifest(&repository, digest))?

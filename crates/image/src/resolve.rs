@@ -1,5 +1,6 @@
 //! From what a user wrote to what is meant: at deploy a tag becomes a digest, once. Our own hosts and whatever is
-//! stored under the very name answer from the store; every other registry is asked each time, since its tags move.
+//! stored under the very name answer from the store, then mirrors ([`crate::mirror`]); every other registry is asked each
+//! time, since its tags move.
 
 use crate::digest::Digest;
 use crate::manifest::ImageConfig;
@@ -68,9 +69,30 @@ pub enum ResolveError {
         #[source]
         source: Error,
     },
+    /// It is had from elsewhere, and that failed.
+    #[error("image {reference} is mirrored")]
+    Mirror {
+        reference: Reference,
+        #[source]
+        source: Box<ResolveError>,
+    },
 }
 
 impl ResolveError {
+    /// Whether the image is not there, as far as this machine may know.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            ResolveError::NotFound { .. } | ResolveError::Unauthorized { .. } => true,
+            ResolveError::Mirror { source, .. } => source.is_absence(),
+            ResolveError::Credential { .. }
+            | ResolveError::Manifest { .. }
+            | ResolveError::DigestMismatch { .. }
+            | ResolveError::Size { .. }
+            | ResolveError::Network { .. }
+            | ResolveError::Store { .. } => false,
+        }
+    }
+
     pub(crate) fn store(reference: &Reference, error: Error) -> ResolveError {
         let reference = reference.clone();
         match error {
@@ -90,6 +112,7 @@ impl ResolveError {
             | Error::TooLarge { .. }
             | Error::Quota { .. }
             | Error::BlobHeld { .. }
+            | Error::TagImmutable { .. }
             | Error::Random(_)) => ResolveError::Store { reference, source },
         }
     }
@@ -108,13 +131,18 @@ impl Images {
     pub async fn resolve(&self, reference: &Reference) -> Result<ResolvedImage, ResolveError> {
         let (images, asked) = (self.clone(), reference.clone());
         let stored = blocking(move || images.resolve_stored(&asked)).await;
-        match stored {
-            Ok(resolved) => Ok(resolved),
-            Err(Error::ManifestUnknown { .. }) if !is_own_host(reference.repository().host()) => {
-                self.pull(reference).await
-            }
-            Err(error) => Err(ResolveError::store(reference, error)),
+        let absent = match stored {
+            Ok(resolved) => return Ok(resolved),
+            Err(error @ Error::ManifestUnknown { .. }) => error,
+            Err(error) => return Err(ResolveError::store(reference, error)),
+        };
+        if let Some(mirrored) = self.resolve_mirrored(reference).await {
+            return mirrored;
         }
+        if is_own_host(reference.repository().host()) {
+            return Err(ResolveError::store(reference, absent));
+        }
+        self.pull(reference, reference).await
     }
 }
 

@@ -98,6 +98,11 @@ impl Images {
     pub async fn delete_repository(&self, repository: &Repository) -> Result<(), Error> {
         let (images, repository) = (self.clone(), repository.clone());
         blocking(move || {
+            match images.tags(&repository) {
+                Ok(tags) => images.check_removal(&repository, &tags)?,
+                Err(Error::RepositoryUnknown { .. }) => {}
+                Err(error) => return Err(error),
+            }
             let dir = images.shared.disk.repository(&repository);
             for part in ["_tags", "_referrers", "_manifests"] {
                 images.remove_directory(&dir.join(part))?;

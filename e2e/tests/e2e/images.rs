@@ -45,6 +45,16 @@ fn skopeo_pushes_and_pulls() {
     let kind = user.ok("skopeo inspect --raw --tls-verify=false --creds=oauth2accesstoken:$TOKEN $PORT/docker:v1");
     assert!(kind.contains("docker.distribution.manifest.v2"), "{kind}");
 
+    // The newer compression of its layers.
+    user.ok(&format!(
+        "skopeo copy --format=oci --dest-compress --dest-compress-format=zstd oci:{dir} oci:zstd:latest"
+    ));
+    user.ok(&format!("{push} oci:zstd $PORT/zstd:v1"));
+    let kind = user.ok("skopeo inspect --raw --tls-verify=false --creds=oauth2accesstoken:$TOKEN $PORT/zstd:v1");
+    assert!(kind.contains("tar+zstd"), "{kind}");
+    let url = user.deploy("zstd", &format!("--image={REPOSITORY}/zstd:v1"));
+    assert_eq!(user.get(&format!("{url}/name")), "pushed");
+
     // Through the door, under the name that the world knows.
     user.ok("door() { HTTPS_PROXY=http://$HOMERUN_API NO_PROXY= SSL_CERT_FILE=$DATA_DIR/ca/ca.pem skopeo \"$@\"; }");
     let door = format!("docker://{REPOSITORY}/door:v1");
@@ -108,8 +118,55 @@ fn a_full_registry_refuses_by_name() {
     assert!(refused.contains("quota of 1048576 bytes"), "{refused}");
     let refused = user.refused(&format!("homerun images import {dir} {REPOSITORY}/large:v1"));
     assert!(refused.contains("quota of 1048576 bytes"), "{refused}");
+    assert_eq!(user.ok("homerun images list --format='value(package)'"), "");
     let url = user.deploy("hello", "--image=$HELLO");
     assert!(user.get(&url).contains("\"service\":\"hello\""));
+    user.leaves();
+}
+
+/// Pushes, deploys and deletes while the collector runs all the time: nobody notices it, and what nothing names goes.
+#[test]
+fn pushes_and_deploys_do_not_notice_the_collector() {
+    let mut user = User::of_homerun();
+    let dirs: Vec<_> = ["zero", "one", "two"].map(|name| user.layout(name).dir).into();
+    let blobs = "ls $DATA_DIR/images/blobs/sha256";
+    let before = user.ok(blobs).lines().count();
+    user.ok("TOKEN=$(gcloud auth print-access-token); PORT=docker://$HOMERUN_API/my-project/e2e");
+    user.ok("push() { skopeo copy --dest-tls-verify=false --dest-creds=oauth2accesstoken:$TOKEN oci:$1 $PORT/$2:v1; }");
+    user.ok(
+        "(touch collecting; while test -e collecting; do homerun images collect --older-than=1s \
+         --format='value(blobs)' || echo failed; sleep 0.02; done > collected 2>&1) & COLLECTOR=$!",
+    );
+    for round in 0..4 {
+        let push = dirs.iter().enumerate();
+        let push: Vec<_> = push
+            .map(|(n, dir)| format!("push {} app{n} > push{n} 2>&1 & P{n}=$!", dir.display()))
+            .collect();
+        user.ok(&push.join("\n"));
+        user.ok("wait $P0 && wait $P1 && wait $P2 || (cat push?; false)");
+        // One goes on under its name, one only as a revision's, one not at all.
+        let url = user.deploy("kept", &format!("--image={REPOSITORY}/app0:v1"));
+        let held = user.deploy("held", &format!("--image={REPOSITORY}/app1:v1"));
+        for n in 1..3 {
+            user.ok(&format!(
+                "gcloud artifacts docker images delete {REPOSITORY}/app{n}:v1 --delete-tags --quiet"
+            ));
+        }
+        // What is not named any more is old enough to go, also while the next round pushes it again.
+        user.ok(&format!("sleep 1.{round}"));
+        assert_eq!(user.get(&format!("{url}/name")), "zero");
+        assert_eq!(user.get(&format!("{held}/name")), "one");
+    }
+    let collected = user.ok("rm collecting; wait $COLLECTOR; cat collected");
+    assert!(!collected.contains("failed"), "{collected}");
+    assert!(
+        collected
+            .lines()
+            .any(|line| line.parse().is_ok_and(|blobs: u32| blobs > 0)),
+        "the collector had nothing to do: {collected}"
+    );
+    let left = user.ok(blobs).lines().count() - before;
+    assert_eq!(left, 6, "manifest, configuration and layer of two images");
     user.leaves();
 }
 

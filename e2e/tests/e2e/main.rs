@@ -1,7 +1,7 @@
 //! Every case in `cases/`, with the clients it is written for.
 //!
-//! `cargo nextest run -p homerun-e2e` needs the binary (`HOMERUN_BIN` or a debug build), root, crun, buildah, curl, and
-//! for Google's half gcloud.
+//! `cargo nextest run -p homerun-e2e` needs the binary (`HOMERUN_BIN` or a debug build), root, crun, buildah, curl, the
+//! registry's clients (skopeo, podman, docker), and for Google's half gcloud.
 
 mod adoption;
 mod apart;
@@ -9,6 +9,7 @@ mod bad_input;
 mod bounds;
 mod buildpacks;
 mod builds;
+mod clients;
 mod containers;
 mod doctor;
 mod durability;
@@ -33,6 +34,7 @@ mod settings;
 mod start;
 mod storage;
 mod upgrade;
+mod uploads;
 
 use std::{collections::BTreeSet, fs, path::Path};
 

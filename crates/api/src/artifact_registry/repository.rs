@@ -17,10 +17,9 @@ use crate::{
 const REPOSITORY: &str = "type.googleapis.com/google.devtools.artifactregistry.v1.Repository";
 const EMPTY: &str = "type.googleapis.com/google.protobuf.Empty";
 /// Fields of Artifact Registry's repositories that are not served.
-const UNSERVED: [&str; 9] = [
+const UNSERVED: [&str; 8] = [
     "kmsKeyName",
     "mavenConfig",
-    "dockerConfig",
     "virtualRepositoryConfig",
     "remoteRepositoryConfig",
     "networkConfig",
@@ -65,6 +64,9 @@ fn encode(surface: &Surface, repository: &ArtifactRepository, bytes: Option<u64>
     if repository.cleanup_dry_run {
         shown["cleanupPolicyDryRun"] = true.into();
     }
+    if place(surface, key, None).is_ok_and(|place| surface.images.has_immutable_tags(&place)) {
+        shown["dockerConfig"] = json!({ "immutableTags": true });
+    }
     shown
 }
 
@@ -94,8 +96,13 @@ pub(super) fn list(surface: &Surface, location: &Region, mut query: Query) -> Re
     Ok(answer)
 }
 
-/// The repository with the fields of a document; a new one must say its format.
-fn decode(document: Value, mut repository: ArtifactRepository, is_new: bool) -> Result<ArtifactRepository, Error> {
+/// The repository with the fields of a document, and whether its tags are immutable, which the registry keeps; a new one must
+/// say its format.
+fn decode(
+    document: Value,
+    mut repository: ArtifactRepository,
+    is_new: bool,
+) -> Result<(ArtifactRepository, bool), Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
     repository.description = root.exact_text("description").unwrap_or_default();
@@ -105,6 +112,9 @@ fn decode(document: Value, mut repository: ArtifactRepository, is_new: bool) -> 
     repository.labels = root.map("labels");
     repository.cleanup_policies = cleanup::decode(&mut root);
     repository.cleanup_dry_run = root.boolean("cleanupPolicyDryRun").unwrap_or(false);
+    let mut docker = root.object("dockerConfig");
+    let immutable = docker.boolean("immutableTags").unwrap_or(false);
+    docker.finish();
     match root.text("format").as_deref() {
         None if is_new => root.say("format", "is required; only DOCKER is served by this Homerun"),
         None | Some("DOCKER") => {}
@@ -128,7 +138,7 @@ fn decode(document: Value, mut repository: ArtifactRepository, is_new: bool) -> 
     root.finish();
     let violations = findings.into_violations();
     if violations.is_empty() {
-        Ok(repository)
+        Ok((repository, immutable))
     } else {
         Err(Error::violations(violations))
     }
@@ -142,7 +152,7 @@ pub(super) async fn create(surface: &Surface, location: Region, mut query: Query
     let name = RepositoryName::parse(&id).map_err(|error| Error::field("repositoryId", error.to_string()))?;
     let document = document::read_json(body).await?;
     let repository = ArtifactRepository::new(RepositoryKey { location, name }, (surface.now)());
-    let repository = decode(document, repository, true)?;
+    let (repository, immutable) = decode(document, repository, true)?;
     let made = repository.clone();
     let written = surface.store.transact(move |transaction| {
         if transaction.snapshot().repositories.contains_key(&made.key) {
@@ -152,6 +162,9 @@ pub(super) async fn create(surface: &Surface, location: Region, mut query: Query
         Ok(())
     });
     written.await?;
+    if immutable {
+        set_immutable(surface, &repository.key, true).await?;
+    }
     let mut shown = encode(surface, &repository, None);
     shown["@type"] = REPOSITORY.into();
     Ok(surface
@@ -172,7 +185,14 @@ pub(super) async fn patch(surface: &Surface, key: RepositoryKey, mut query: Quer
     };
     for field in fields.iter().filter(|field| !field.is_empty() && **field != "*") {
         let first = field.split('.').next().unwrap_or_default();
-        if !["description", "labels", "cleanupPolicies", "cleanupPolicyDryRun"].contains(&first) {
+        let changeable = [
+            "description",
+            "labels",
+            "cleanupPolicies",
+            "cleanupPolicyDryRun",
+            "dockerConfig",
+        ];
+        if !changeable.contains(&first) {
             return Err(Error::field(
                 "updateMask",
                 format!("{} cannot be changed", short(field)),
@@ -180,10 +200,10 @@ pub(super) async fn patch(surface: &Surface, key: RepositoryKey, mut query: Quer
         }
     }
     let document = document::read_json(body).await?;
-    let given = decode(document, ArtifactRepository::new(key.clone(), (surface.now)()), false)?;
+    let (given, immutable) = decode(document, ArtifactRepository::new(key.clone(), (surface.now)()), false)?;
     let (description, labels) = (wanted("description"), wanted("labels"));
     let (policies, dry_run) = (wanted("cleanupPolicies"), wanted("cleanupPolicyDryRun"));
-    let missing = absent(surface, &key);
+    let (missing, docker) = (absent(surface, &key), wanted("dockerConfig").then(|| key.clone()));
     let now = (surface.now)();
     let written = surface.store.transact(move |transaction| {
         let found = transaction.snapshot().repositories.get(&key);
@@ -204,7 +224,17 @@ pub(super) async fn patch(surface: &Surface, key: RepositoryKey, mut query: Quer
         transaction.put_repository(repository.clone());
         Ok::<_, Error>(repository)
     });
-    Ok(encode(surface, &written.await?, None))
+    let written = written.await?;
+    if let Some(key) = docker {
+        set_immutable(surface, &key, immutable).await?;
+    }
+    Ok(encode(surface, &written, None))
+}
+
+async fn set_immutable(surface: &Surface, key: &RepositoryKey, immutable: bool) -> Result<(), Error> {
+    let under = place(surface, key, None)?;
+    let set = surface.images.set_immutable_tags(&under, immutable).await;
+    set.map_err(from_images)
 }
 
 /// With all it holds. What revisions run of it stays as content; it can no longer be deployed by name.

@@ -63,7 +63,7 @@ async fn answer(surface: &Surface, head: &Parts, name: &str) -> Result<Response<
     let body = if head.method == Method::HEAD {
         reply::empty()
     } else {
-        FileBody { file, left }.boxed_unsync()
+        FileBody::new(file.into_std().await, left).boxed_unsync()
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();

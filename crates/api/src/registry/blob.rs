@@ -43,11 +43,7 @@ pub(super) async fn read(images: &Images, digest: Digest, head: &Parts) -> Resul
     let body = if head.method == Method::HEAD {
         reply::empty()
     } else {
-        FileBody {
-            file: tokio::fs::File::from_std(file),
-            left,
-        }
-        .boxed_unsync()
+        FileBody::new(file, left).boxed_unsync()
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();

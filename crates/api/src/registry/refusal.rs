@@ -138,7 +138,9 @@ impl From<image::Error> for Refusal {
             Error::UploadUnknown { .. } => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
             Error::UploadOffset { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
             // Clients repeat what a 5xx answers; nothing is gained by that here.
-            Error::Quota { .. } | Error::BlobHeld { .. } => (StatusCode::FORBIDDEN, "DENIED"),
+            Error::Quota { .. } | Error::BlobHeld { .. } | Error::TagImmutable { .. } => {
+                (StatusCode::FORBIDDEN, "DENIED")
+            }
             Error::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "SIZE_INVALID"),
             Error::Io { .. } | Error::Random(_) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the image store failed");

@@ -1,6 +1,6 @@
 //! Uploads of a blob: in one piece or in chunks.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use image::{Digest, Images, Repository, UploadId};
 
@@ -10,8 +10,9 @@ use crate::{
     reply::{self, Body},
 };
 
-/// How much is gathered before it goes to the disk.
-const PIECE: usize = 512 << 10;
+/// How much is gathered before it goes to the disk, in at most how many pieces.
+const GATHERED: usize = 512 << 10;
+const PIECES: usize = 256;
 
 fn parameter(head: &Parts, name: &str) -> Option<String> {
     form_urlencoded::parse(head.uri.query().unwrap_or_default().as_bytes())
@@ -58,10 +59,12 @@ pub(super) async fn begin(
         images.finish_upload(&upload, expected).await?;
         Ok(created(&blob_location(repository, &expected), &expected))
     };
-    stored.await.inspect_err(|_: &Refusal| {
+    let stored = stored.await;
+    if stored.is_err() {
         // Gone already when it was the digest that was wrong.
-        drop(images.cancel_upload(&upload));
-    })
+        let _ = images.cancel_upload(&upload).await;
+    }
+    stored
 }
 
 pub(super) async fn answer(
@@ -73,7 +76,7 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Refusal> {
     match head.method {
         Method::GET | Method::HEAD => {
-            let length = images.upload_length(&upload)?;
+            let length = images.upload_length(&upload).await?;
             Ok(going_on(StatusCode::NO_CONTENT, repository, &upload, length))
         }
         Method::PATCH => {
@@ -87,7 +90,7 @@ pub(super) async fn answer(
             Ok(created(&blob_location(repository, &expected), &expected))
         }
         Method::DELETE => {
-            images.cancel_upload(&upload)?;
+            images.cancel_upload(&upload).await?;
             let mut response = accepted();
             *response.status_mut() = StatusCode::NO_CONTENT;
             Ok(response)
@@ -123,19 +126,23 @@ fn start(head: &Parts) -> Result<Option<u64>, Refusal> {
     Ok(Some(first))
 }
 
-/// Writes the body through to the upload. Answers its new length.
+/// Writes the body through to the upload, in the pieces in which it came. Answers its new length.
 async fn append(images: &Images, upload: &UploadId, at: Option<u64>, mut body: Body) -> Result<u64, Refusal> {
     let mut place = at;
-    let mut length = images.upload_length(upload)?;
-    let mut gathered = BytesMut::new();
+    let mut length = images.upload_length(upload).await?;
+    let mut gathered: Vec<Bytes> = Vec::new();
+    let mut bytes = 0;
     loop {
         let data = super::next(&mut body).await?;
         let ended = data.is_none();
-        gathered.extend_from_slice(&data.unwrap_or_default());
+        if let Some(data) = data.filter(|data| !data.is_empty()) {
+            bytes += data.len();
+            gathered.push(data);
+        }
         // Also the empty chunk at the end: its place is checked as any other's.
-        if gathered.len() >= PIECE || (ended && (!gathered.is_empty() || place.is_some())) {
-            let piece: Bytes = gathered.split().freeze();
-            length = images.append(upload, place, piece).await?;
+        if bytes >= GATHERED || gathered.len() >= PIECES || (ended && (bytes > 0 || place.is_some())) {
+            length = images.append(upload, place, std::mem::take(&mut gathered)).await?;
+            bytes = 0;
             place = place.is_some().then_some(length);
         }
         if ended {

@@ -112,7 +112,7 @@ pub(super) async fn get(surface: &Surface, bucket: &Bucket, name: &str, head: &P
     let body = if head.method == Method::HEAD {
         reply::empty()
     } else {
-        FileBody { file, left }.boxed_unsync()
+        FileBody::new(file.into_std().await, left).boxed_unsync()
     };
     let mut response = Response::new(body);
     let kind = object

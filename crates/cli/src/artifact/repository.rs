@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use ureq::http::Method;
 
 use super::{
-    Create, DeleteCleanup, HOST, One, Repositories, SetCleanup, all, date, last, locations, repositories, text,
+    Create, DeleteCleanup, HOST, One, Repositories, SetCleanup, Update, all, date, last, locations, repositories, text,
 };
 use crate::call::{Content, Server, escape};
 use crate::format::{Column, yaml_text};
@@ -60,6 +60,11 @@ pub(super) fn run(outside: &mut Outside<'_>, order: &Order<'_>, words: &Reposito
     let server = Server::find(outside, order.global)?;
     match words {
         Repositories::Create(create) => made(outside, &server, create),
+        Repositories::Update(update) => {
+            let answer = updated(outside, &server, update)?;
+            outside.say(&format!("Updated repository [{}].", update.one.repository));
+            order.print_one(outside, &answer, |_| yaml_text(&answer))
+        }
         Repositories::Describe(one) => {
             let found = read(outside, &server, one)?;
             order.print_one(outside, &found, |_| yaml_text(&found))
@@ -120,11 +125,14 @@ fn made(outside: &mut Outside<'_>, server: &Server, create: &Create) -> Result<(
         .into_iter()
         .map(|(key, value)| (key, value.into()))
         .collect();
-    let body = json!({
+    let mut body = json!({
         "format": create.repository_format.to_uppercase(),
         "description": create.description.as_deref().unwrap_or_default(),
         "labels": labels,
     });
+    if let Some(immutable) = create.tags.said() {
+        body["dockerConfig"] = json!({ "immutableTags": immutable });
+    }
     let path = format!(
         "{}?repositoryId={}",
         repositories(server, location),
@@ -176,6 +184,25 @@ fn shown(policy: &Value) -> Value {
 fn patch(outside: &Outside<'_>, server: &Server, one: &One, mask: &[&str], body: &Value) -> Result<Value, Error> {
     let path = format!("{}?updateMask={}", path(server, one), mask.join(","));
     server.json(outside, &Method::PATCH, HOST, &path, Content::Json(body))
+}
+
+fn updated(outside: &Outside<'_>, server: &Server, update: &Update) -> Result<Value, Error> {
+    let mut body = json!({});
+    let mut mask = Vec::new();
+    if let Some(description) = &update.description {
+        body["description"] = description.as_str().into();
+        mask.push("description");
+    }
+    if let Some(immutable) = update.tags.said() {
+        body["dockerConfig"] = json!({ "immutableTags": immutable });
+        mask.push("dockerConfig.immutableTags");
+    }
+    if mask.is_empty() {
+        return Err(Error::Usage(
+            "one of --description, --immutable-tags and --no-immutable-tags is required".to_owned(),
+        ));
+    }
+    patch(outside, server, &update.one, &mask, &body)
 }
 
 /// A file as gcloud takes it: a list of policies with `name`, `action: {"type"}` and `condition` or

@@ -25,14 +25,14 @@ async fn an_upload_is_resumed_where_it_ended() {
     let upload = images.begin_upload().await.expect("begun");
     assert_eq!(
         images
-            .append(&upload, Some(0), Bytes::from_static(b"hello"))
+            .append(&upload, Some(0), vec![Bytes::from_static(b"hello")])
             .await
             .expect("appended"),
         5
     );
     // The client did not hear the answer and sends the chunk again.
     let refused = images
-        .append(&upload, Some(0), Bytes::from_static(b"hello"))
+        .append(&upload, Some(0), vec![Bytes::from_static(b"hello")])
         .await
         .expect_err("out of place");
     assert!(
@@ -46,11 +46,11 @@ async fn an_upload_is_resumed_where_it_ended() {
         ),
         "{refused}"
     );
-    assert_eq!(images.upload_length(&upload).expect("open"), 5);
+    assert_eq!(images.upload_length(&upload).await.expect("open"), 5);
     let again: UploadId = upload.to_string().parse().expect("an id");
     assert_eq!(
         images
-            .append(&again, None, Bytes::from_static(b" world"))
+            .append(&again, None, vec![Bytes::from_static(b" world")])
             .await
             .expect("appended"),
         11
@@ -78,11 +78,11 @@ async fn content_of_another_digest_is_refused_and_thrown_away() {
         {
             let upload = images.begin_upload().await.expect("begun");
             images
-                .append(&upload, None, Bytes::from_static(b"wrong"))
+                .append(&upload, None, vec![Bytes::from_static(b"wrong")])
                 .await
                 .expect("appended");
             let refused = images.finish_upload(&upload, expected).await.expect_err("finished");
-            assert!(images.upload_length(&upload).is_err());
+            assert!(images.upload_length(&upload).await.is_err());
             refused
         },
     ] {
@@ -103,14 +103,14 @@ async fn too_many_uploads_give_up_the_one_touched_longest_ago() {
         uploads.push(images.begin_upload().await.expect("begun"));
     }
     images
-        .append(&uploads[0], None, Bytes::from_static(b"x"))
+        .append(&uploads[0], None, vec![Bytes::from_static(b"x")])
         .await
         .expect("touched");
     images.begin_upload().await.expect("one more");
-    assert!(images.upload_length(&uploads[0]).is_ok());
-    assert!(images.upload_length(&uploads[1]).is_err());
-    images.cancel_upload(&uploads[0]).expect("cancelled");
-    assert!(images.upload_length(&uploads[0]).is_err());
+    assert!(images.upload_length(&uploads[0]).await.is_ok());
+    assert!(images.upload_length(&uploads[1]).await.is_err());
+    images.cancel_upload(&uploads[0]).await.expect("cancelled");
+    assert!(images.upload_length(&uploads[0]).await.is_err());
 }
 
 #[test]
@@ -129,25 +129,89 @@ fn no_upload_has_an_id_of_another_form() {
 }
 
 #[tokio::test]
+async fn an_upload_goes_on_after_a_crash() {
+    let (dir, images) = store();
+    let (one, two) = (images.begin_upload().await, images.begin_upload().await);
+    let (one, two) = (one.expect("begun"), two.expect("begun"));
+    for upload in [&one, &two] {
+        let appended = images.append(upload, None, vec![Bytes::from_static(b"half")]).await;
+        assert_eq!(appended.expect("appended"), 4);
+    }
+    std::mem::forget(images);
+
+    let images = Images::open_with_docker_config(dir.path(), None).expect("opened again");
+    assert_eq!(images.stored_bytes(), 8, "they count as before");
+    assert_eq!(images.upload_length(&one).await.expect("open"), 4);
+    let early = images.append(&one, Some(2), vec![Bytes::from_static(b"x")]).await;
+    assert!(
+        matches!(
+            early,
+            Err(Error::UploadOffset {
+                expected: 4,
+                got: 2,
+                ..
+            })
+        ),
+        "{early:?}"
+    );
+    let appended = images.append(&one, Some(4), vec![Bytes::from_static(b"whole")]).await;
+    assert_eq!(appended.expect("appended"), 9);
+    let digest = Digest::of(b"halfwhole");
+    images.finish_upload(&one, digest).await.expect("finished");
+    assert_eq!(images.blob_length(&digest).expect("asked"), Some(9));
+    // Finished as it was left, with a digest that it has not.
+    let wrong = images.finish_upload(&two, digest).await;
+    assert!(matches!(wrong, Err(Error::DigestMismatch { .. })), "{wrong:?}");
+    assert!(images.upload_length(&two).await.is_err());
+    assert_eq!(std::fs::read_dir(dir.path().join("uploads")).expect("there").count(), 0);
+    assert_eq!(images.stored_bytes(), 9);
+}
+
+#[tokio::test]
+async fn uploads_that_were_left_are_bounded_and_end() {
+    use std::time::{Duration, SystemTime};
+    let (dir, images) = store();
+    let uploads = dir.path().join("uploads");
+    let day = Duration::from_hours(24);
+    let name = |n: usize| format!("{n:032x}");
+    let old = SystemTime::now() - day - Duration::from_mins(60) - Duration::from_secs(30);
+    for n in 0..MAX_UPLOADS + 3 {
+        std::fs::write(uploads.join(name(n)), "half").expect("written");
+        let file = std::fs::File::options().append(true).open(uploads.join(name(n)));
+        let at = old + Duration::from_mins(n as u64);
+        file.expect("there").set_modified(at).expect("marked");
+    }
+    drop(images);
+    let images = Images::open_with_docker_config(dir.path(), None).expect("opened");
+    let id = |n: usize| name(n).parse::<UploadId>().expect("an id");
+    assert_eq!(std::fs::read_dir(&uploads).expect("there").count(), MAX_UPLOADS);
+    assert!(images.upload_length(&id(2)).await.is_err(), "one of the oldest");
+    assert_eq!(images.upload_length(&id(3)).await.expect("open"), 4);
+    // Looked at, but nothing was added to it for a day.
+    images
+        .append(&id(4), Some(4), vec![Bytes::from_static(b"x")])
+        .await
+        .expect("appended");
+    let forgotten = images.forget_uploads(SystemTime::now() - day).await.expect("forgotten");
+    assert_eq!(forgotten, 57, "those of 3 to 60, but for the one that went on");
+    assert!(images.upload_length(&id(3)).await.is_err() && !uploads.join(name(3)).exists());
+    assert_eq!(images.upload_length(&id(4)).await.expect("open"), 5);
+    assert_eq!(images.stored_bytes(), 4 * (MAX_UPLOADS as u64 - 57) + 1);
+}
+
+#[tokio::test]
 async fn a_crash_leaves_nothing_and_tags_survive() {
     let (dir, images) = store();
     let image = Image::of(&[archive(&[file("a", "1")])]);
     image.push(&images, &repository(), "v1").await;
-    let upload = images.begin_upload().await.expect("begun");
-    images
-        .append(&upload, None, Bytes::from_static(b"half"))
-        .await
-        .expect("appended");
     // What a killed unpacking looks like.
     let half = dir.path().join("tmp/.tmpHALF/root/usr/lib");
     std::fs::create_dir_all(&half).expect("made");
     std::fs::write(half.join("libx.so"), "half").expect("written");
     std::mem::forget(images);
-    assert_eq!(std::fs::read_dir(dir.path().join("tmp")).expect("tmp").count(), 2);
 
     let images = Images::open_with_docker_config(dir.path(), None).expect("opened again");
     assert_eq!(std::fs::read_dir(dir.path().join("tmp")).expect("tmp").count(), 0);
-    assert!(images.upload_length(&upload).is_err());
     assert_eq!(
         images.tag(&repository(), &"v1".parse().expect("tag")).expect("read"),
         Some(image.digest())

@@ -46,7 +46,7 @@ async fn what_nothing_names_goes_and_everything_else_stays() {
         images.delete_manifest(&repository(), &version).await.expect("deleted");
     }
     let upload = images.begin_upload().await.expect("begun");
-    let half = images.append(&upload, None, Bytes::from_static(b"half")).await;
+    let half = images.append(&upload, None, vec![Bytes::from_static(b"half")]).await;
     assert_eq!(half.expect("appended"), 4);
     let before = images.stored_bytes();
 
@@ -71,7 +71,7 @@ async fn what_nothing_names_goes_and_everything_else_stays() {
 
     // The upload goes on as if nothing had been.
     images
-        .append(&upload, Some(4), Bytes::from_static(b"whole"))
+        .append(&upload, Some(4), vec![Bytes::from_static(b"whole")])
         .await
         .expect("appended");
     images
@@ -152,10 +152,10 @@ async fn a_quota_bounds_what_is_stored_and_what_is_on_its_way() {
 
     let upload = images.begin_upload().await.expect("begun");
     images
-        .append(&upload, None, Bytes::from(vec![2; 40]))
+        .append(&upload, None, vec![Bytes::from(vec![2; 40])])
         .await
         .expect("room");
-    let refused = images.append(&upload, None, Bytes::from_static(b"x")).await;
+    let refused = images.append(&upload, None, vec![Bytes::from_static(b"x")]).await;
     assert!(matches!(
         refused,
         Err(Error::Quota {
@@ -166,7 +166,7 @@ async fn a_quota_bounds_what_is_stored_and_what_is_on_its_way() {
     ));
     let small = images.put_blob(Digest::of(b"x"), Bytes::from_static(b"x")).await;
     assert!(matches!(small, Err(Error::Quota { .. })));
-    images.cancel_upload(&upload).expect("cancelled");
+    images.cancel_upload(&upload).await.expect("cancelled");
     assert_eq!(images.stored_bytes(), 60);
     images
         .put_blob(Digest::of(b"x"), Bytes::from_static(b"x"))
@@ -335,9 +335,9 @@ proptest! {
                     world.held.lock().expect("no panic before").clear();
                 }
             }
-            let end = world.images.append(&upload, Some(0), Bytes::from_static(b"end")).await;
+            let end = world.images.append(&upload, Some(0), vec![Bytes::from_static(b"end")]).await;
             assert_eq!(end.expect("still open"), 3);
-            world.images.cancel_upload(&upload).expect("open");
+            world.images.cancel_upload(&upload).await.expect("open");
             for act in [0, 1, 2].map(|tag| Act::Delete { tag }) {
                 world.act(&act, SystemTime::now()).await;
             }

@@ -342,3 +342,57 @@ async fn a_reference_that_is_stored_under_its_name_is_not_pulled() {
     image.push(&images, reference.repository(), "3.12").await;
     assert_eq!(images.resolve(&reference).await.expect("stored").digest, image.digest());
 }
+
+#[tokio::test]
+async fn a_mirror_is_asked_each_time_and_remembered() {
+    let (dir, images) = store();
+    let registry = Registry::start();
+    let (first, second) = (Image::of(&layers("one")), Image::of(&layers("two")));
+    registry.hold("v1", &first);
+    let mirror = async |images: &Images, place: &str| {
+        let place = place.parse().expect("a place");
+        let names = "docker.io".parse().expect("names");
+        images.mirror_below(&names, &place).await.expect("kept");
+    };
+    mirror(&images, &registry.address.to_string()).await;
+    let asked: Reference = "team/app:v1".parse().expect("a reference");
+    let resolved = images.resolve(&asked).await.expect("pulled");
+    assert_eq!(
+        resolved.pinned().to_string(),
+        format!("docker.io/team/app@{}", first.digest())
+    );
+
+    // The tag moves; what it was goes with the next collection, unless a revision has it.
+    registry.hold("v1", &second);
+    assert_eq!(images.resolve(&asked).await.expect("pulled").digest, second.digest());
+    let held = [first.digest()].into();
+    let later = std::time::SystemTime::now() + std::time::Duration::from_hours(1);
+    let collected = images.collect(held, later).await.expect("collected");
+    assert_eq!(collected.blobs, 0, "held");
+    let collected = images.collect([].into(), later).await.expect("collected");
+    assert_eq!(collected.blobs, 3, "manifest, configuration and a layer of the first");
+
+    // Nobody listens any more, and the store was opened again: what it was last.
+    let free = TcpListener::bind("127.0.0.1:0").expect("loopback").local_addr();
+    mirror(&images, &free.expect("bound").to_string()).await;
+    drop(images);
+    let images = Images::open_with_docker_config(&dir.path().join("store"), None).expect("opened");
+    let kept = images.resolve(&asked).await.expect("kept");
+    assert_eq!((kept.digest, &kept.reference), (second.digest(), &asked));
+    images.ensure(&kept.digest).await.expect("whole");
+    let other = "team/app:v2".parse().expect("a reference");
+    let refused = images.resolve(&other).await.expect_err("never asked for");
+    assert!(
+        chain(&refused).contains("image docker.io/team/app:v2 is mirrored"),
+        "{refused:?}"
+    );
+
+    // It says that there is no such tag any more: then there is none.
+    mirror(&images, &registry.address.to_string()).await;
+    registry.shelf.lock().expect("no panic").content.clear();
+    let refused = images.resolve(&asked).await.expect_err("gone");
+    assert!(refused.is_absence(), "{refused:?}");
+    let names = "docker.io".parse().expect("names");
+    assert!(images.unmirror_below(&names).await.expect("removed"));
+    assert!(!images.unmirror_below(&names).await.expect("asked"), "once");
+}
