@@ -22,7 +22,7 @@ use crate::{
 };
 
 const ROUNDS: usize = 7;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const BASE: &str = "us-central1-docker.pkg.dev/my-project/base/python:3.11";
 const FROM: &str = "docker.io/library/python:3.12-slim";
 const APP: &str = r#"from flask import Flask
@@ -107,10 +107,11 @@ impl Workshop {
             app,
             hand,
         };
-        let id = run(workshop
-            .buildah()
-            .arg("pull")
-            .arg(format!("oci:{}:latest", layout.display())))?;
+        // It makes a name of the path, and temporary directories have capitals.
+        let mut pull = workshop.buildah();
+        let id = run(pull
+            .current_dir(workshop.homerun.dir())
+            .args(["pull", "oci:base:latest"]))?;
         run(workshop.buildah().args(["tag", id.trim(), FROM]))?;
         Ok(workshop)
     }
@@ -136,7 +137,7 @@ impl Workshop {
         Ok(())
     }
 
-    fn from_source(&self) -> Result<()> {
+    fn deploy_source(&self) -> Result<()> {
         self.deploy("app", "--source", &self.app.display().to_string())
     }
 
@@ -205,7 +206,7 @@ pub(crate) fn rebuild() -> Result<Measured> {
     let workshop = Workshop::open()?;
     workshop.save("first")?;
     let began = Instant::now();
-    workshop.from_source()?;
+    workshop.deploy_source()?;
     let first = began.elapsed().as_secs_f64();
     let began = Instant::now();
     workshop.by_hand("first")?;
@@ -216,7 +217,7 @@ pub(crate) fn rebuild() -> Result<Measured> {
         let mark = format!("ours-{round}");
         let began = Instant::now();
         workshop.save(&mark)?;
-        workshop.from_source()?;
+        workshop.deploy_source()?;
         workshop.answers(&ours, &mark)?;
         by_us.push(began.elapsed().as_secs_f64());
         let mark = format!("hand-{round}");
@@ -241,7 +242,7 @@ pub(crate) fn rebuild() -> Result<Measured> {
 pub(crate) fn unchanged() -> Result<Measured> {
     let workshop = Workshop::open()?;
     workshop.save("same")?;
-    workshop.from_source()?;
+    workshop.deploy_source()?;
     let image = workshop.homerun.describe("app")?;
     let image = image["spec"]["template"]["spec"]["containers"][0]["image"].as_str();
     let image = image.context("the service has no image")?.to_owned();
@@ -249,7 +250,7 @@ pub(crate) fn unchanged() -> Result<Measured> {
     for _ in 0..ROUNDS {
         workshop.save("same")?;
         let began = Instant::now();
-        workshop.from_source()?;
+        workshop.deploy_source()?;
         source.push(began.elapsed().as_secs_f64() * 1000.0);
         let began = Instant::now();
         workshop.deploy("app", "--image", &image)?;

@@ -3,6 +3,8 @@
 //!
 //! The real one is written in Go, and is in no registry of packages that tests may install from.
 
+#![expect(clippy::print_stdout, reason = "its output is the log of a build")]
+
 mod create;
 mod launch;
 mod registry;

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     Layout,
-    layout::{add_program, write_base},
+    layout::{add_libraries, add_program, write_base},
 };
 
 const ACCOUNTS: &str = "root:x:0:0:root:/root:/bin/sh\ncnb:x:1000:1001:cnb:/home/cnb:/bin/sh\n";
@@ -105,13 +105,14 @@ impl Builder {
         Layout::of_root(dir, &json!({"Env": environment, "User": "1000:1001", "Labels": labels}))
     }
 
-    /// Writes the layout of what apps run on.
+    /// Writes the layout of what apps run on, the stand-in's launcher among them.
     ///
     /// # Errors
     /// As [`Layout::image`].
-    pub fn write_run_image(dir: &Path) -> Result<Layout> {
+    pub fn write_run_image(dir: &Path, lifecycle: &str) -> Result<Layout> {
         let root = dir.join("root");
         write_base(&root)?;
+        add_libraries(&root, lifecycle)?;
         fs::write(root.join("etc/passwd"), ACCOUNTS)?;
         Layout::of_root(dir, &json!({"Env": ["PATH=/bin"], "User": "1000:1001"}))
     }

@@ -25,7 +25,7 @@ const START: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Docker {
     unshare: Child,
-    /// What docker's client calls DOCKER_HOST.
+    /// What docker's client calls `DOCKER_HOST`.
     pub host: String,
 }
 

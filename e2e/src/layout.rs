@@ -148,21 +148,27 @@ pub(crate) fn write_base(root: &Path) -> Result<()> {
 
 /// A program at a path, with the libraries that it is linked to.
 pub(crate) fn add_program(root: &Path, program: &str, at: &str) -> Result<()> {
-    let place = |path: &str| -> Result<PathBuf> {
-        let place = root.join(path.trim_start_matches('/'));
-        fs::create_dir_all(place.parent().context("a file lies in a directory")?)?;
-        Ok(place)
-    };
-    fs::copy(program, place(at)?).with_context(|| format!("copy {program}"))?;
+    fs::copy(program, place(root, at)?).with_context(|| format!("copy {program}"))?;
+    add_libraries(root, program)
+}
+
+/// The libraries that a program is linked to.
+pub(crate) fn add_libraries(root: &Path, program: &str) -> Result<()> {
     // It fails on a program that needs no library.
     let needed = Command::new("ldd").arg(program).output()?.stdout;
     for library in String::from_utf8_lossy(&needed)
         .split_whitespace()
         .filter(|word| word.starts_with('/'))
     {
-        fs::copy(library, place(library)?)?;
+        fs::copy(library, place(root, library)?)?;
     }
     Ok(())
+}
+
+fn place(root: &Path, path: &str) -> Result<PathBuf> {
+    let place = root.join(path.trim_start_matches('/'));
+    fs::create_dir_all(place.parent().context("a file lies in a directory")?)?;
+    Ok(place)
 }
 
 /// The descriptor of a manifest, all of whose blobs lie in the layout.

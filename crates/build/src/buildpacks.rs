@@ -372,11 +372,12 @@ fn of_builder(source: &Source, error: &dyn std::error::Error) -> Stop {
 }
 
 fn absent(what: &str, error: &ResolveError) -> String {
-    let hint = match error {
-        ResolveError::NotFound { reference } if image::is_own_host(reference.repository().host()) => {
-            ": bring it here by homerun images import, or by a push"
-        }
-        _ => "",
+    let hint = if let ResolveError::NotFound { reference } = error
+        && image::is_own_host(reference.repository().host())
+    {
+        ": bring it here by homerun images import, or by a push"
+    } else {
+        ""
     };
     format!("{what}: {}{hint}", told(error))
 }

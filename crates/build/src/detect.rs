@@ -267,6 +267,14 @@ impl Given<'_> {
 /// # Errors
 /// Why not, and what to add.
 pub fn plan(tree: &Tree, bases: &Bases) -> Result<Plan, Refusal> {
+    if tree.has("project.toml") {
+        return Err(Refusal::NotServed {
+            file: "project.toml".to_owned(),
+            what: "a project of buildpacks".to_owned(),
+            instead: "name a builder in it, or for all sources by homerun up --build-builder, or add a Dockerfile"
+                .to_owned(),
+        });
+    }
     let web = if tree.has("Procfile") {
         Some(web(tree.text("Procfile")).ok_or(Refusal::NoWeb)?)
     } else {

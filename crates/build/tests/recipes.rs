@@ -213,6 +213,10 @@ fn what_is_refused_says_what_to_add() {
         ),
         (&[("a.sln", ""), ("a/a.csproj", "")], "a.sln: a solution"),
         (&[("a b.csproj", "")], "the name \"a b\" does not fit"),
+        (
+            &[("project.toml", ""), ("main.py", "")],
+            "project.toml: a project of buildpacks",
+        ),
     ] {
         let said = match plan(&tree(files), &Bases::default()) {
             Err(why) => why.to_string(),

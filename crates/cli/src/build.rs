@@ -10,6 +10,7 @@ use ureq::http::Method;
 use crate::call::{Content, Server, escape};
 use crate::flag::{self, Pairs};
 use crate::format::{Column, yaml_text};
+use crate::pack::{self, Make};
 use crate::progress::Steps;
 use crate::words::Listing;
 use crate::{Error, Order, Outside, source};
@@ -62,12 +63,12 @@ pub(crate) struct Submit {
     /// Dockerfile of another name, below the directory; with --tag
     #[arg(long, requires = "tag")]
     pub(crate) dockerfile: Option<PathBuf>,
-    /// YAML or JSON file with the build, in place of --tag [default: cloudbuild.yaml]
-    #[arg(long)]
-    pub(crate) config: Option<PathBuf>,
     /// By buildpacks: image=NAME, and also builder=IMAGE and env=NAME=VALUE
     #[arg(long, value_parser = flag::pairs, value_name = "image=NAME,...", conflicts_with_all = ["tag", "config"])]
     pub(crate) pack: Option<Pairs>,
+    /// YAML or JSON file with the build, in place of --tag [default: cloudbuild.yaml]
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
     /// Values for names that begin with _ in the file
     #[arg(long, value_parser = flag::pairs, value_name = "_KEY=VALUE,...")]
     pub(crate) substitutions: Vec<Pairs>,
@@ -186,7 +187,7 @@ fn list(outside: &mut Outside<'_>, order: &Order<'_>, ongoing: bool, listing: &L
 fn submit(outside: &mut Outside<'_>, order: &Order<'_>, words: &Submit) -> Result<(), Error> {
     source::refuse_remote(&words.source)?;
     let mut build = match (&words.tag, &words.pack) {
-        (None, Some(pack)) => packed(pack)?,
+        (None, Some(pack)) => pack::build(pack)?,
         (Some(tag), _) => {
             let dockerfile = words.dockerfile.as_deref().unwrap_or(Path::new(DOCKERFILE));
             docker_build(tag, &words.source, dockerfile)?
@@ -245,52 +246,6 @@ fn docker_build(image: &str, source: &Path, dockerfile: &Path) -> Result<Value, 
         "steps": [{ "name": "gcr.io/cloud-builders/docker", "args": words }],
         "images": [image],
     }))
-}
-
-/// The image of steps that run pack.
-const PACK: &str = "gcr.io/k8s-skaffold/pack";
-/// What gcloud names as the builder where nobody does.
-const DEFAULT_BUILDER: &str = "gcr.io/buildpacks/builder:latest";
-
-/// A build by buildpacks as gcloud's `--pack` makes it.
-fn packed(pack: &Pairs) -> Result<Value, Error> {
-    let (mut image, mut builder, mut environment) = (None, None, Vec::new());
-    for (name, value) in flag::joined(std::slice::from_ref(pack)) {
-        match name.as_str() {
-            "image" => image = Some(value),
-            "builder" => builder = Some(value),
-            "env" => environment.push(value),
-            _ => {
-                return Err(Error::Usage(format!(
-                    "--pack: {name} is none of image, builder and env"
-                )));
-            }
-        }
-    }
-    let image = image.ok_or_else(|| Error::Usage("--pack: image=NAME is missing".to_owned()))?;
-    let step = |args: Vec<String>| json!({ "name": PACK, "entrypoint": "pack", "args": args });
-    let mut steps = Vec::new();
-    if builder.is_none() {
-        let words = ["config", "default-builder", DEFAULT_BUILDER];
-        steps.push(step(words.map(str::to_owned).to_vec()));
-    }
-    steps.push(step(pack_words(&image, builder.as_deref(), None, &environment)));
-    Ok(json!({ "steps": steps, "images": [image] }))
-}
-
-fn pack_words(image: &str, builder: Option<&str>, run_image: Option<&str>, environment: &[String]) -> Vec<String> {
-    let mut words: Vec<String> = ["build", image].map(str::to_owned).to_vec();
-    let flags = [("--builder", builder), ("--run-image", run_image)];
-    let variables = environment.iter().map(|pair| ("--env", Some(pair.as_str())));
-    for (flag, value) in flags.into_iter().chain(variables) {
-        words.extend(
-            value
-                .map(|value| [flag.to_owned(), value.to_owned()])
-                .into_iter()
-                .flatten(),
-        );
-    }
-    words
 }
 
 /// A file beside the directory's own, else in it.
@@ -398,36 +353,19 @@ pub(crate) struct Made {
     pub(crate) annotations: Vec<(&'static str, String)>,
 }
 
-/// How a service's image is made, beside where its source is.
-#[derive(Debug, Args)]
-pub(crate) struct Make {
-    /// Dockerfile of another name, below the source's directory
-    #[arg(long, requires = "source", value_name = "FILE", conflicts_with_all = ["builder", "base_image", "set_build_env_vars"])]
-    pub(crate) dockerfile: Option<PathBuf>,
-    /// Builder's image, whose buildpacks build the source
-    #[arg(long, requires = "source", value_name = "IMAGE")]
-    pub(crate) builder: Option<String>,
-    /// Image that what buildpacks build runs on
-    #[arg(long, requires = "source", value_name = "IMAGE")]
-    pub(crate) base_image: Option<String>,
-    /// Variables for buildpacks
-    #[arg(long, requires = "source", value_parser = flag::pairs, value_name = "KEY=VALUE,...")]
-    pub(crate) set_build_env_vars: Vec<Pairs>,
-}
-
 /// Builds the image of a service from a directory.
 pub(crate) fn of_service(
     outside: &mut Outside<'_>,
     server: &Server,
     service: &str,
     dir: &Path,
+    dockerfile: Option<&Path>,
     make: &Make,
 ) -> Result<Made, Error> {
     source::refuse_remote(dir)?;
     let has = |file: &str| std::fs::symlink_metadata(dir.join(file)).is_ok();
-    let has_dockerfile = has(DOCKERFILE) && make.builder.is_none();
-    let variables = flag::joined(&make.set_build_env_vars);
-    if has_dockerfile && (make.base_image.is_some() || !variables.is_empty()) {
+    let has_dockerfile = dockerfile.is_some() || has(DOCKERFILE);
+    if has_dockerfile && make.builder.is_none() && make.needs_buildpacks() {
         return Err(Error::Failed(
             "the source has a Dockerfile, and --base-image and --set-build-env-vars are for buildpacks: name a \
              --builder as well, or leave them out"
@@ -440,30 +378,15 @@ pub(crate) fn of_service(
         server.project
     );
     // Before anything is sent.
-    let named = make
-        .dockerfile
-        .as_deref()
-        .map(|name| docker_build(&image, dir, name))
-        .transpose()?;
+    let named = dockerfile.map(|name| docker_build(&image, dir, name)).transpose()?;
+    let named = named.or_else(|| Some(make.build(&image, make.builder.as_deref()?)));
     let bucket = format!("run-sources-{}-{region}", server.project);
     let name = format!("services/{service}/{}-{:016x}.tgz", outside.now, outside.chance);
     let storage = source::upload(outside, server, dir, &bucket, &name)?;
     let generation = text(&storage["generation"]);
     let tags = json!([format!("service_{service}")]);
-    // The call that a source deploy makes knows no name of a Dockerfile, and no builder.
-    let named = named.or_else(|| {
-        let builder = make.builder.as_deref()?;
-        let pairs: Vec<String> = variables
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let words = pack_words(&image, Some(builder), make.base_image.as_deref(), &pairs);
-        Some(json!({
-            "steps": [{ "name": PACK, "entrypoint": "pack", "args": words }],
-            "images": [image],
-        }))
-    });
     let operation = if let Some(mut asked) = named {
+        // The call that a source deploy makes has no place for the name of a Dockerfile or a builder.
         asked["source"] = json!({ "storageSource": storage });
         asked["tags"] = tags;
         let path = place(server, &escape(&region));
@@ -473,23 +396,14 @@ pub(crate) fn of_service(
         if has_dockerfile {
             asked["dockerBuild"] = json!({});
         } else {
-            let variables: serde_json::Map<String, Value> = variables
-                .into_iter()
-                .map(|(name, value)| (name, value.into()))
-                .collect();
-            asked["buildpackBuild"] = json!({
-                "baseImage": make.base_image,
-                "environmentVariables": variables,
-                "projectDescriptor": has("project.toml").then_some("project.toml"),
-            });
+            asked["buildpackBuild"] = make.buildpack_build(has("project.toml"));
         }
         let path = format!(
             "/v2/projects/{}/locations/{}/builds:submit",
             escape(&server.project),
             escape(&region)
         );
-        let host = server.regional();
-        let mut submitted = server.json(outside, &Method::POST, &host, &path, Content::Json(&asked))?;
+        let mut submitted = server.json(outside, &Method::POST, &server.regional(), &path, Content::Json(&asked))?;
         submitted["buildOperation"].take()
     };
     let begun = &operation["metadata"]["build"];
@@ -544,28 +458,6 @@ pub(crate) fn of_service(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_pack_is_asked_for() {
-        let pairs = |text: &str| flag::pairs(text).expect("pairs");
-        let build = packed(&pairs("image=gcr.io/p/a,builder=gcr.io/b,env=A=b")).expect("a build");
-        assert_eq!(build["images"], json!(["gcr.io/p/a"]));
-        assert_eq!(
-            build["steps"],
-            json!([{
-                "name": PACK,
-                "entrypoint": "pack",
-                "args": ["build", "gcr.io/p/a", "--builder", "gcr.io/b", "--env", "A=b"],
-            }])
-        );
-        let build = packed(&pairs("image=gcr.io/p/a")).expect("a build");
-        assert_eq!(build["steps"][0]["args"][2], DEFAULT_BUILDER);
-        assert_eq!(build["steps"][1]["args"], json!(["build", "gcr.io/p/a"]));
-        for (text, told) in [("builder=b", "image=NAME is missing"), ("image=a,x=y", "x is none of")] {
-            let said = packed(&pairs(text)).expect_err(text).text();
-            assert!(said.contains(told), "{said}");
-        }
-    }
 
     #[test]
     fn an_end_that_is_not_well_says_why() {

@@ -24,6 +24,7 @@ mod key;
 mod mirror;
 mod not_served;
 mod outside;
+mod pack;
 mod parts;
 mod progress;
 mod property;

@@ -189,7 +189,7 @@ fn is_step(line: &str) -> bool {
         .strip_prefix('[')
         .and_then(|rest| rest.split_once("] "))
         .map_or(line, |(_, rest)| rest);
-    rest.starts_with("STEP ") || line == "PUSH" || line.starts_with("waiting for ")
+    rest.starts_with("STEP ") || line.starts_with("===> ") || line == "PUSH" || line.starts_with("waiting for ")
 }
 
 #[cfg(test)]

@@ -102,9 +102,16 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
             "--source with --container is not served by Homerun: build the images with `builds submit`".to_owned(),
         ));
     }
+    // The grammar does not say it where --image rules --source out.
+    if deploy.source.is_none() && (deploy.dockerfile.is_some() || deploy.make.needs_buildpacks()) {
+        return Err(Error::Usage(
+            "--dockerfile, --builder, --base-image and --set-build-env-vars are for a build: give its --source"
+                .to_owned(),
+        ));
+    }
     let server = Server::find(outside, order.global)?;
     let found = server.find_one(outside, "services", &deploy.service)?;
-    let new = found.is_none();
+    let mut new = found.is_none();
     let mut service = match found {
         Some(service) => service,
         None if !deploy.settings.has_image() && deploy.source.is_none() => {
@@ -123,19 +130,31 @@ pub(crate) fn deploy(outside: &mut Outside<'_>, order: &Order<'_>, deploy: &Depl
             .ask(&question)
             .map(|answer| ["y", "yes"].contains(&answer.as_str()));
     }
-    let occasion = Occasion {
-        new,
-        deploy: true,
-        chance: outside.chance,
-    };
     if let Some(source) = &deploy.source {
-        let made = build::of_service(outside, &server, &deploy.service, source, &deploy.make)?;
+        let made = build::of_service(
+            outside,
+            &server,
+            &deploy.service,
+            source,
+            deploy.dockerfile.as_deref(),
+            &deploy.make,
+        )?;
+        // That took its time, in which somebody else may have changed the service or made it.
+        if let Some(found) = server.find_one(outside, "services", &deploy.service)? {
+            service = found;
+            new = false;
+        }
         template::pin(&mut service, &made.image)?;
         let annotations = change::object(&mut service, &["metadata", "annotations"])?;
         for (name, value) in made.annotations {
             annotations.insert(name.to_owned(), value.into());
         }
     }
+    let occasion = Occasion {
+        new,
+        deploy: true,
+        chance: outside.chance,
+    };
     change::apply(&mut service, &deploy.settings, occasion)?;
     let has_image = deploy.source.is_some() || deploy.settings.has_image_for(template::name(&service));
     if !new && !has_image {

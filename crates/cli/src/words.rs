@@ -323,8 +323,11 @@ pub(crate) struct Deploy {
     /// Directory to build the image from, in place of --image: by its Dockerfile, by buildpacks, or by what its files say
     #[arg(long, conflicts_with = "image")]
     pub(crate) source: Option<std::path::PathBuf>,
+    /// Dockerfile of another name, below the source's directory
+    #[arg(long, requires = "source", value_name = "FILE")]
+    pub(crate) dockerfile: Option<std::path::PathBuf>,
     #[command(flatten)]
-    pub(crate) make: crate::build::Make,
+    pub(crate) make: crate::pack::Make,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Let everyone call the service
@@ -504,7 +507,6 @@ mod tests {
     fn flags_that_are_not_served_are_refused_by_name() {
         for line in [
             "run deploy a --source=. --function=f",
-            "run deploy a --source . --dockerfile D",
             "run deploy a --image=i --set-secrets=A=b:latest",
             "run services update a --vpc-connector=c",
             "run services list --filter=x",

@@ -17,7 +17,7 @@
 //! repositories/<host>/<path>/_tags/<tag>      the digest a tag points at
 //! repositories/<host>/<path>/_immutable        tags of all repositories from here on stay what they are
 //! repositories/<host>/<path>/_referrers/<subject hex>/<hex>  which manifests speak about which
-//! repositories/<host>/<path>/_seen/<tag>      the digest that a mirror had for a tag when it was asked last
+//! repositories/<host>/<path>/_seen/<tag>      what a mirror had for a tag when it was asked last
 //! mirrors.json                                which names are had from where
 //! uploads/<id>                                what clients have sent so far
 //! tmp/                                        pulls and unpacking under way

@@ -66,6 +66,13 @@ impl Rules {
     }
 }
 
+/// What a place had when it was asked last.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seen {
+    digest: Digest,
+    place: Reference,
+}
+
 /// The rules, and the file that they are kept in.
 #[derive(Debug)]
 pub(crate) struct Places {
@@ -246,7 +253,7 @@ impl Images {
             }
         }
         for name in Disk::names(&disk.seen(repository))? {
-            if self.seen(repository, &name)? == Some(digest) {
+            if self.seen(repository, &name)?.is_some_and(|seen| seen.digest == digest) {
                 return Ok(true);
             }
         }
@@ -254,36 +261,34 @@ impl Images {
     }
 
     /// What a tag was when its mirror was asked last.
-    fn seen(&self, repository: &Repository, tag: &str) -> Result<Option<Digest>, Error> {
+    fn seen(&self, repository: &Repository, tag: &str) -> Result<Option<Seen>, Error> {
         let content = Disk::read(&self.shared.disk.seen(repository).join(tag))?;
-        Ok(content.and_then(|content| String::from_utf8(content).ok()?.parse().ok()))
+        Ok(content.and_then(|content| serde_json::from_slice(&content).ok()))
     }
 
     /// Keeps what a mirror answered. The image that the tag was before goes, unless something else names it.
-    fn see(&self, repository: &Repository, tag: &Tag, digest: Digest) -> Result<(), Error> {
+    fn see(&self, repository: &Repository, tag: &Tag, seen: &Seen) -> Result<(), Error> {
         let before = self.seen(repository, tag.as_str())?;
-        if before == Some(digest) {
+        if before.as_ref() == Some(seen) {
             return Ok(());
         }
         let disk = &self.shared.disk;
-        disk.write(&disk.seen(repository).join(tag.as_str()), digest.to_string().as_bytes())?;
+        let content = serde_json::to_vec(seen).expect("names are plain text");
+        disk.write(&disk.seen(repository).join(tag.as_str()), &content)?;
         if let Some(before) = before
-            && !self.is_named(repository, before)?
+            && !self.is_named(repository, before.digest)?
         {
-            Disk::remove(&disk.manifest(repository, &before))?;
+            Disk::remove(&disk.manifest(repository, &before.digest))?;
         }
         Ok(())
     }
 
     /// Resolves a name that is had from elsewhere; None where it is not.
     pub(crate) async fn resolve_mirrored(&self, asked: &Reference) -> Option<Result<ResolvedImage, ResolveError>> {
-        let place = match self.shared.places.place(asked)? {
-            Ok(place) => place,
-            // Too long for any registry.
-            Err(_) => {
-                let reference = asked.clone();
-                return Some(Err(ResolveError::NotFound { reference }));
-            }
+        // Else it is too long for any registry.
+        let Ok(place) = self.shared.places.place(asked)? else {
+            let reference = asked.clone();
+            return Some(Err(ResolveError::NotFound { reference }));
         };
         let resolved = if is_own_host(place.repository().host()) {
             self.resolve_here(asked, &place).await
@@ -310,7 +315,8 @@ impl Images {
                 Completeness::OneOfIndex,
             )?;
             if let Version::Tag(tag) = asked.version() {
-                images.see(asked.repository(), &tag, resolved.digest)?;
+                let (digest, place) = (resolved.digest, from.clone());
+                images.see(asked.repository(), &tag, &Seen { digest, place })?;
             }
             Ok(ResolvedImage {
                 reference: asked,
@@ -327,10 +333,12 @@ impl Images {
             Version::Digest(_) => return self.pull(asked, place).await,
         };
         let (images, repository, name) = (self.clone(), asked.repository().clone(), tag.clone());
+        let from = place.clone();
         let pulled = match self.pull(asked, place).await {
             Ok(resolved) => {
                 let digest = resolved.digest;
-                let seen = blocking(move || images.see(&repository, &name, digest)).await;
+                let seen = Seen { digest, place: from };
+                let seen = blocking(move || images.see(&repository, &name, &seen)).await;
                 return seen
                     .map(|()| resolved)
                     .map_err(|error| ResolveError::store(place, error));
@@ -339,10 +347,11 @@ impl Images {
             Err(error) => return Err(error),
         };
         let kept = blocking(move || {
-            let Some(digest) = images.seen(&repository, name.as_str())? else {
+            let seen = images.seen(&repository, name.as_str())?;
+            let Some(seen) = seen.filter(|seen| seen.place == from) else {
                 return Ok(None);
             };
-            let resolved = images.resolve_stored(&Reference::pinned(repository, digest))?;
+            let resolved = images.resolve_stored(&Reference::pinned(repository, seen.digest))?;
             Ok::<_, Error>(Some(resolved))
         });
         let Ok(Some(kept)) = kept.await else { return Err(pulled) };

@@ -60,7 +60,8 @@ impl FromStr for Prefix {
             None | Some(_) => (DOCKER, names),
         };
         // Its parts hold to what those of the names below it hold to.
-        let below = Repository::new(host, if path.is_empty() { "any" } else { path })?;
+        let is_all = path.is_empty() && !(names.is_empty() || names.contains('/'));
+        let below = Repository::new(host, if is_all { "any" } else { path })?;
         Ok(Prefix {
             host: below.host().to_owned(),
             path: path.to_owned(),

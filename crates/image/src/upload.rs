@@ -237,18 +237,16 @@ impl Images {
         let of = upload.clone();
         self.with_upload(upload, move |writer| {
             let expected = writer.length();
-            match at.filter(|at| *at != expected) {
-                Some(got) => Err(Error::UploadOffset {
+            if let Some(got) = at.filter(|at| *at != expected) {
+                return Err(Error::UploadOffset {
                     upload: of,
                     expected,
                     got,
-                }),
-                None => {
-                    let mut pieces: Vec<IoSlice<'_>> = chunk.iter().map(|piece| IoSlice::new(piece)).collect();
-                    writer.append(&mut pieces)?;
-                    Ok(writer.length())
-                }
+                });
             }
+            let mut pieces: Vec<IoSlice<'_>> = chunk.iter().map(|piece| IoSlice::new(piece)).collect();
+            writer.append(&mut pieces)?;
+            Ok(writer.length())
         })
         .await
     }

@@ -147,7 +147,7 @@ impl Pack {
 /// What a `pack` step asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PackStep {
-    Build(Recipe),
+    Build(Box<Recipe>),
     /// The builder of later steps that name none.
     DefaultBuilder(String),
 }
@@ -161,7 +161,7 @@ impl PackStep {
         let words: Vec<&str> = args.iter().map(String::as_str).collect();
         match words.as_slice() {
             ["config", "default-builder", image] => Ok(Self::DefaultBuilder((*image).to_owned())),
-            ["build", rest @ ..] => build(rest).map(Self::Build),
+            ["build", rest @ ..] => build(rest).map(|recipe| Self::Build(Box::new(recipe))),
             _ => Err(PackError::Command {
                 command: words.into_iter().take(2).collect::<Vec<_>>().join(" "),
             }),

@@ -20,7 +20,7 @@ fn user(flags: &[&str], client: Client) -> User {
     let mut user = User::with(flags, client);
     let layouts = user.homerun.root().join("layouts");
     let run_image = format!("{PLACE}/e2e/run:latest");
-    let run = Builder::write_run_image(&layouts.join("run")).expect("a layout");
+    let run = Builder::write_run_image(&layouts.join("run"), LIFECYCLE).expect("a layout");
     import(&mut user, &run, "run");
     let builder = Builder::default().write(&layouts.join("builder"), LIFECYCLE, &run_image);
     import(&mut user, &builder.expect("a layout"), "builder");
@@ -131,7 +131,7 @@ fn gcloud_submits_packs_and_descriptors() {
     assert!(!said.contains("secret.txt"), "{said}");
     // The same by a deploy, where what the command says wins.
     user.ok(&format!(
-        "{DEPLOY} --set-build-env-vars=COLOR=black --base-image={PLACE}/e2e/run"
+        "{DEPLOY} --set-build-env-vars=COLOR=black --base-image={PLACE}/e2e/run --no-automatic-updates"
     ));
     let log = log_of(&mut user, "$REGION");
     assert!(log.contains("colour black"), "{log}");
@@ -243,7 +243,7 @@ fn a_buildpack_finds_only_its_own_loopback() {
 
 #[test]
 fn failures_say_what_they_are_and_leave_nothing() {
-    let mut user = user(&OWN, Client::Google);
+    let mut user = user(&OWN, Client::Homerun);
     let layouts = user.homerun.root().join("layouts");
     let run_image = format!("{PLACE}/e2e/run:latest");
     for (name, builder) in [
@@ -383,6 +383,8 @@ fn our_own_words_name_a_builder() {
     directory(&user, "site", &[("Dockerfile", "FROM x\n")]);
     let said = user.refused(&format!("{DEPLOY} --set-build-env-vars=COLOR=red 2>&1"));
     assert!(said.contains("the source has a Dockerfile"), "{said}");
+    let said = user.ends("gcloud run deploy x --image=x --builder=y $REGION --quiet 2>&1", 2);
+    assert!(said.contains("give its --source"), "{said}");
     let said = user.ends(&format!("{DEPLOY} --automatic-updates 2>&1"), 2);
     assert!(said.contains("--automatic-updates"), "{said}");
     user.leaves();

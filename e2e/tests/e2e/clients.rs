@@ -9,6 +9,8 @@ const REPOSITORY: &str = "us-central1-docker.pkg.dev/my-project/e2e";
 const TOOLS: &str = r#"
 pod() { podman --root $HOME/pod/root --runroot $HOME/pod/run --tmpdir $HOME/pod/tmp --storage-driver vfs --events-backend=file --cgroup-manager=cgroupfs "$@"; }
 bud() { buildah --root $HOME/bud/root --runroot $HOME/bud/run --storage-driver vfs "$@"; }
+# Either makes a name of the directory's, which has no capitals.
+layout() { cp -r $1 layout; }
 PORT=$HOMERUN_API/my-project/e2e"#;
 
 /// No image and no repository came of what was refused.
@@ -25,7 +27,7 @@ fn podman_pushes_and_pulls() {
     let dir = user.layout("podded").dir;
     user.ok(TOOLS);
     user.ok(&format!(
-        "pod tag $(pod pull --quiet oci:{}:latest) $PORT/podded:v1",
+        "layout {} && pod tag $(pod pull --quiet oci:layout:latest) $PORT/podded:v1",
         dir.display()
     ));
     user.ok("TOKEN=$(gcloud auth print-access-token)");
@@ -56,7 +58,10 @@ fn buildah_pushes_and_pulls() {
     let mut user = User::of_homerun();
     let dir = user.layout("built").dir;
     user.ok(TOOLS);
-    user.ok(&format!("BASE=$(bud pull --quiet oci:{}:latest)", dir.display()));
+    user.ok(&format!(
+        "layout {} && BASE=$(bud pull --quiet oci:layout:latest)",
+        dir.display()
+    ));
     user.ok("C=$(bud from $BASE) && echo -n changed > name && bud copy --quiet $C name /etc/name");
     // The image's configuration has no history, which buildah 1.28 wants to go on from.
     user.ok("bud commit --quiet --rm --omit-history $C $PORT/built:v1");
@@ -134,8 +139,8 @@ fn gclouds_helper_logs_every_client_in() {
     ));
     user.ok("door() { HTTPS_PROXY=http://$HOMERUN_API NO_PROXY= SSL_CERT_FILE=$DATA_DIR/ca/ca.pem \"$@\"; }");
     user.ok(&format!(
-        "pod tag $(pod pull --quiet oci:{dir}:latest) $IMAGE:podman; \
-         bud tag $(bud pull --quiet oci:{dir}:latest) $IMAGE:buildah; \
+        "layout {dir} && pod tag $(pod pull --quiet oci:layout:latest) $IMAGE:podman && \
+         bud tag $(bud pull --quiet oci:layout:latest) $IMAGE:buildah && \
          skopeo copy oci:{dir} docker-archive:loaded.tar:$IMAGE:docker && docker load --input loaded.tar"
     ));
     // Before there is a helper.
@@ -150,7 +155,7 @@ fn gclouds_helper_logs_every_client_in() {
     user.ok("docker push $IMAGE:docker");
     user.ok("docker rmi $IMAGE:docker && docker pull $IMAGE:podman");
     user.ok("door skopeo inspect --authfile $CONFIG docker://$IMAGE:docker");
-    let tags = user.ok("gcloud artifacts docker tags list $IMAGE --format='value(tag)' 2>/dev/null");
+    let tags = user.ok("gcloud artifacts docker tags list $IMAGE 2>/dev/null");
     for tag in ["buildah", "docker", "podman"] {
         assert!(tags.contains(tag), "{tags}");
     }

@@ -70,6 +70,12 @@ fn was_unchanged(user: &mut User) -> bool {
     unchanged
 }
 
+const DEPLOY: &str = "gcloud run deploy app --source=app $REGION --allow-unauthenticated --quiet 2>&1";
+
+fn image_of(user: &mut User) -> String {
+    user.describe("app", "value(spec.template.spec.containers[0].image)")
+}
+
 fn an_unchanged_source(client: Client) {
     let mut user = User::with(&[], client);
     let base = user.import_base();
@@ -79,16 +85,14 @@ fn an_unchanged_source(client: Client) {
         &format!("FROM {base}\nRUN echo a step\nCOPY name /etc/name\nENTRYPOINT [\"/probe\"]\n"),
     );
     fs::write(dir.join("name"), "first").expect("written");
-    let deploy = "gcloud run deploy app --source=app $REGION --allow-unauthenticated --quiet 2>&1";
-    let image = |user: &mut User| user.describe("app", "value(spec.template.spec.containers[0].image)");
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(!was_unchanged(&mut user));
-    let first = image(&mut user);
+    let first = image_of(&mut user);
     let id = user.ok("gcloud builds list $REGION --limit=1 --format='value(id)'");
 
     // Other times, and another order of files, are no other source.
     user.ok("touch app/name; cp app/Dockerfile app/new; mv app/new app/Dockerfile");
-    let said = user.ok(deploy);
+    let said = user.ok(DEPLOY);
     assert!(was_unchanged(&mut user));
     if client == Client::Homerun {
         assert!(
@@ -96,57 +100,65 @@ fn an_unchanged_source(client: Client) {
             "{said}"
         );
     }
-    assert_eq!(image(&mut user), first);
+    assert_eq!(image_of(&mut user), first);
     let listed = user.ok("gcloud builds list $REGION --format='value(status,results.images[0].digest)'");
     let digest = first.split_once('@').expect("a digest").1;
     assert_eq!(listed, format!("SUCCESS\t{digest}\nSUCCESS\t{digest}"));
 
     fs::write(dir.join("name"), "second").expect("written");
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(!was_unchanged(&mut user));
     let url = user.describe("app", "value(status.url)");
     assert_eq!(user.get(&format!("{url}/name")), "second");
     // As it was before the last build: the older image is told by its build, and has the tag.
     fs::write(dir.join("name"), "first").expect("written");
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(was_unchanged(&mut user));
-    assert_eq!(image(&mut user), first);
+    assert_eq!(image_of(&mut user), first);
     assert_eq!(user.get(&format!("{url}/name")), "first");
     let place = "us-central1-docker.pkg.dev/my-project/cloud-run-source-deploy/app";
     assert_eq!(
         user.ok(&format!(
-            "gcloud artifacts docker images describe {place} --format='value(image_summary.digest)'"
+            "gcloud artifacts docker images describe {place} --format='value(image_summary.digest)' 2>/dev/null"
         )),
         digest
     );
     assert!(log_of(&mut user, "$REGION").contains(&format!("unchanged since build {id}: {place}@{digest}")));
+    user.leaves();
+}
 
+#[test]
+fn a_source_is_built_again_where_its_base_moved_or_its_image_went() {
+    let mut user = User::of_homerun();
+    let base = user.import_base();
+    let dir = source(&user, "app", "");
+    fs::write(dir.join("name"), "first").expect("written");
     // The base image's tag means something else.
     let moved = user.layout("moved");
     user.ok(&format!("homerun images import {} {base}", moved.dir.display()));
     fs::write(dir.join("Dockerfile"), format!("FROM {base}\nCOPY name /etc/name\n")).expect("written");
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(!was_unchanged(&mut user));
     let other = user.layout("other");
     user.ok(&format!("homerun images import {} {base}", other.dir.display()));
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(!was_unchanged(&mut user));
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(was_unchanged(&mut user));
 
     // The image is not there any more.
-    let last = image(&mut user);
+    let last = image_of(&mut user);
     user.ok(&format!(
         "gcloud artifacts docker images delete {last} --delete-tags --quiet"
     ));
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(!was_unchanged(&mut user));
-    assert_eq!(image(&mut user), last, "the same source, the same digest");
+    assert_eq!(image_of(&mut user), last, "the same source, the same digest");
     // A restart forgets nothing.
     user.homerun.kill_and_restart().expect("starts after a kill");
-    user.session = homerun_e2e::Session::new(&user.homerun, client).expect("a shell");
+    user.session = homerun_e2e::Session::new(&user.homerun, Client::Homerun).expect("a shell");
     user.ok("REGION=--region=us-central1");
-    user.ok(deploy);
+    user.ok(DEPLOY);
     assert!(was_unchanged(&mut user));
     user.leaves();
 }

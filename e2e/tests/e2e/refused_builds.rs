@@ -91,10 +91,13 @@ fn a_source_beyond_two_gibibytes_is_not_sent() {
 #[test]
 fn a_base_image_out_of_reach_is_told() {
     let (mut user, _) = user(&[]);
-    // Nobody listens there.
-    source(&user, "app", "FROM localhost:1/base:v1\nRUN x\n");
+    // No name server knows it.
+    source(&user, "app", "FROM registry.invalid/base:v1\nRUN x\n");
     let said = user.refused("gcloud run deploy app --source=app $REGION --quiet 2>&1");
-    assert!(said.contains("image localhost:1/base:v1 cannot be pulled"), "{said}");
+    assert!(
+        said.contains("image registry.invalid/base:v1 cannot be pulled"),
+        "{said}"
+    );
     user.leaves();
 }
 

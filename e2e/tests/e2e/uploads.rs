@@ -4,17 +4,21 @@ use std::{thread, time::Duration};
 
 use homerun_e2e::User;
 
-/// Waits until so many bytes of an upload are there, as its `Range` says.
+/// How many bytes of an upload are there, as its `Range` says: at least so many, once no more come.
 #[track_caller]
-fn until(user: &mut User, range: &str) {
+fn there(user: &mut User, least: usize) -> usize {
+    let mut before = 0;
     for _ in 0..100 {
-        let answer = user.ok("api -D - $PLACE | tr -d '\\r'");
-        if answer.to_lowercase().contains(&format!("range: {range}\n")) {
-            return;
+        let range = user.ok("api -o /dev/null -w '%header{range}' $PLACE");
+        let last = range.strip_prefix("0-").and_then(|last| last.parse::<usize>().ok());
+        let now = last.unwrap_or_else(|| panic!("no Range: {range:?}")) + 1;
+        if now >= least && now == before {
+            return now;
         }
-        thread::sleep(Duration::from_millis(50));
+        before = now;
+        thread::sleep(Duration::from_millis(200));
     }
-    panic!("never at {range}");
+    panic!("never at {least}, but at {before}");
 }
 
 #[test]
@@ -24,27 +28,31 @@ fn an_image_upload_outlives_the_server() {
     user.ok("TOKEN=$(gcloud auth print-access-token); APP=http://$HOMERUN_API/v2/my-project/e2e/app");
     user.ok("api() { curl -H \"Authorization: Bearer $TOKEN\" \"$@\"; }");
     user.ok("PLACE=http://$HOMERUN_API$(api -X POST -o /dev/null -w '%header{location}' $APP/blobs/uploads/)");
-    // A client whose line is slow, and a server that is killed meanwhile. Half a mebibyte is written at a time.
-    user.ok("(head -c 1100000 blob; exec sleep 60) | api -X PATCH -T - $PLACE > patched 2>&1 & CLIENT=$!");
-    until(&mut user, "0-1048575");
+    // A client whose line is slow, and a server that is killed meanwhile. What came is written by the half mebibyte.
+    user.ok("mkfifo line; (head -c 1100000 blob; exec sleep 60) > line & LINE=$!");
+    user.ok("api -X PATCH -T - $PLACE < line > patched 2>&1 & CLIENT=$!");
+    let length = there(&mut user, 512 << 10);
     user.homerun.kill().expect("killed");
-    user.ok("wait $CLIENT; test $? != 0");
+    user.ok("kill $LINE; wait $CLIENT; test $? != 0");
     user.homerun.start_again().expect("starts after a kill");
-    until(&mut user, "0-1048575");
+    assert_eq!(there(&mut user, 1), length);
     // A client that has not asked is told so.
-    let wrong = user.ok("tail -c +1100001 blob | api -X PATCH -T - -H 'Content-Range: 1100000-2999999' $PLACE");
-    assert!(wrong.contains("continues at byte 1048576"), "{wrong}");
+    let wrong = user.ok("head -c 10 blob | api -X PATCH -T - -H 'Content-Range: 1200000-1200009' $PLACE");
+    assert!(wrong.contains(&format!("continues at byte {length}")), "{wrong}");
     let status = "-o /dev/null -w '%{http_code}'";
     let patched = user.ok(&format!(
-        "tail -c +1048577 blob | head -c 1000000 | api -X PATCH -T - -H 'Content-Range: 1048576-2048575' {status} $PLACE"
+        "tail -c +{} blob | head -c 1000000 | api -X PATCH -T - -H 'Content-Range: {length}-{}' {status} $PLACE",
+        length + 1,
+        length + 999_999
     ));
     assert_eq!(patched, "202");
     // And once more, of one that has just gone on.
     user.homerun.kill().expect("killed");
     user.homerun.start_again().expect("starts after a kill");
-    until(&mut user, "0-2048575");
+    assert_eq!(there(&mut user, 1), length + 1_000_000);
     let put = user.ok(&format!(
-        "tail -c +2048577 blob | api -X PUT -T - {status} \"$PLACE?digest=$DIGEST\""
+        "tail -c +{} blob | api -X PUT -T - {status} \"$PLACE?digest=$DIGEST\"",
+        length + 1_000_001
     ));
     assert_eq!(put, "201");
     user.ok("test $(api --fail $APP/blobs/$DIGEST | sha256sum | cut -d' ' -f1) = ${DIGEST#sha256:}");
@@ -57,10 +65,11 @@ fn an_image_upload_outlives_the_server() {
     // What was broken off by its client alone is nobody's image, and is resumed as well.
     user.ok("PLACE=http://$HOMERUN_API$(api -X POST -o /dev/null -w '%header{location}' $APP/blobs/uploads/)");
     user.ok("(head -c 600000 blob; exec sleep 3) | timeout 2 curl -sS -H \"Authorization: Bearer $TOKEN\" -X PATCH -T - $PLACE; test $? = 124");
-    until(&mut user, "0-524287");
+    let length = there(&mut user, 512 << 10);
     assert_eq!(user.ok("homerun images list --format='value(package)'"), "");
     let put = user.ok(&format!(
-        "tail -c +524289 blob | api -X PUT -T - -H 'Content-Range: 524288-2999999' {status} \"$PLACE?digest=$DIGEST\""
+        "tail -c +{} blob | api -X PUT -T - -H 'Content-Range: {length}-2999999' {status} \"$PLACE?digest=$DIGEST\"",
+        length + 1
     ));
     assert_eq!(put, "201");
     user.leaves();

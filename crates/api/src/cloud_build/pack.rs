@@ -37,7 +37,7 @@ pub(super) fn step(words: &[String], default_builder: &mut DefaultBuilder) -> Re
                     written(image).map_err(|why| format!("--cache-image: {why}"))?;
                 }
             }
-            Ok(Some(recipe))
+            Ok(Some(*recipe))
         }
     }
 }

@@ -4,6 +4,11 @@
 //! Blobs go into the image store, where nothing names them; manifests are kept here until the build has ended well.
 //! All of it wants the secret of the build, which buildpacks have not.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "what went wrong is the answer itself, once a request"
+)]
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -311,7 +316,7 @@ impl Registry {
             }
             if gathered.len() >= PIECE || (ended && !gathered.is_empty()) {
                 let piece = gathered.split().freeze();
-                let appended = self.images.append(upload, None, piece).await;
+                let appended = self.images.append(upload, None, vec![piece]).await;
                 appended.map_err(|error| failed(&error))?;
             }
             if ended {

@@ -32,8 +32,7 @@ fn module(text: &str) -> Option<&str> {
 fn go_package(given: Given<'_>) -> Result<(String, String), Refusal> {
     let tree = given.tree;
     let is_program = |name: &&str| {
-        name.ends_with(".go")
-            && !name.ends_with("_test.go")
+        name.strip_suffix(".go").is_some_and(|stem| !stem.ends_with("_test"))
             && tree.text(name).lines().any(|line| line.trim_end() == "package main")
     };
     if tree.of_root().any(|name| is_program(&name)) {

@@ -110,17 +110,14 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
         gradle(given, &mut file)?
     };
     file.last(given.bases.of(Base::Java)).work_in("/app");
-    let entry = match given.procfile() {
+    let entry = if let Some(entry) = given.procfile() {
         // It names an archive by its own path.
-        Some(entry) => {
-            file.copy_from_owned("build", "/src", "./");
-            entry
-        }
-        None => {
-            file.copy_from("build", "/out/app.jar", "./app.jar");
-            let line = "SERVER_PORT=\"$PORT\" QUARKUS_HTTP_PORT=\"$PORT\" exec java -jar app.jar";
-            Entry::shell(line, "the build makes one jar")
-        }
+        file.copy_from_owned("build", "/src", "./");
+        entry
+    } else {
+        file.copy_from("build", "/out/app.jar", "./app.jar");
+        let line = "SERVER_PORT=\"$PORT\" QUARKUS_HTTP_PORT=\"$PORT\" exec java -jar app.jar";
+        Entry::shell(line, "the build makes one jar")
     };
     Ok(Draft {
         dockerfile: file,

@@ -1,6 +1,6 @@
 //! From what a step asks for to what is read, and from what an index names to what a step asks for.
 //!
-//! What lies below the index keeps its place. Files elsewhere (PyPI's lie at files.pythonhosted.org) are named to the
+//! What lies below the index keeps its place. Files elsewhere (those of `PyPI` lie at files.pythonhosted.org) are named to the
 //! step as `/KIND-link/SEAL/https/HOST/PATH`; the seal is made with a key of the build.
 
 use percent_encoding::percent_decode_str;

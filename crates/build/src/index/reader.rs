@@ -113,13 +113,12 @@ impl Reader {
         let path = request.uri().path();
         let kind = Kind::of_path(path);
         let source = self.0.iter().find(|source| Some(source.named.kind()) == kind);
-        let answered = match source {
-            Some(source) => source.read(request).await,
-            None => {
-                let of = kind.map(|kind| format!(" of {kind}")).unwrap_or_default();
-                let why = format!("no package index{of}: homerun up --build-index names one");
-                Err(Refused(StatusCode::NOT_FOUND, why))
-            }
+        let answered = if let Some(source) = source {
+            source.read(request).await
+        } else {
+            let of = kind.map(|kind| format!(" of {kind}")).unwrap_or_default();
+            let why = format!("no package index{of}: homerun up --build-index names one");
+            Err(Refused(StatusCode::NOT_FOUND, why))
         };
         answered.unwrap_or_else(|refused| {
             tracing::info!(why = refused.1, path, "a build step gets nothing of the package index");

@@ -174,7 +174,7 @@ async fn uploads_that_were_left_are_bounded_and_end() {
     let uploads = dir.path().join("uploads");
     let day = Duration::from_hours(24);
     let name = |n: usize| format!("{n:032x}");
-    let old = SystemTime::now() - day - Duration::from_mins(60) - Duration::from_secs(30);
+    let old = SystemTime::now() - day - Duration::from_hours(1) - Duration::from_secs(30);
     for n in 0..MAX_UPLOADS + 3 {
         std::fs::write(uploads.join(name(n)), "half").expect("written");
         let file = std::fs::File::options().append(true).open(uploads.join(name(n)));

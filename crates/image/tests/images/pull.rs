@@ -19,6 +19,8 @@ struct Shelf {
     content: BTreeMap<String, (String, Vec<u8>)>,
     /// `user:password` in base64, once it is asked for.
     credential: Option<String>,
+    /// It hangs up on whoever asks.
+    down: bool,
     asked: BTreeMap<String, u32>,
 }
 
@@ -94,6 +96,9 @@ fn serve(mut connection: &TcpStream, shelf: &Mutex<Shelf>) -> Option<()> {
             }
         }
         let mut shelf = shelf.lock().ok()?;
+        if shelf.down {
+            return None;
+        }
         *shelf.asked.entry(path.clone()).or_default() += 1;
         let (status, media_type, content) = if shelf.credential.is_some() && shelf.credential != authorization {
             let refusal = br#"{"errors":[{"code":"UNAUTHORIZED","message":"no"}]}"#.to_vec();
@@ -372,9 +377,8 @@ async fn a_mirror_is_asked_each_time_and_remembered() {
     let collected = images.collect([].into(), later).await.expect("collected");
     assert_eq!(collected.blobs, 3, "manifest, configuration and a layer of the first");
 
-    // Nobody listens any more, and the store was opened again: what it was last.
-    let free = TcpListener::bind("127.0.0.1:0").expect("loopback").local_addr();
-    mirror(&images, &free.expect("bound").to_string()).await;
+    // It does not answer any more, and the store was opened again: what it was last.
+    registry.shelf.lock().expect("no panic").down = true;
     drop(images);
     let images = Images::open_with_docker_config(&dir.path().join("store"), None).expect("opened");
     let kept = images.resolve(&asked).await.expect("kept");
@@ -387,9 +391,18 @@ async fn a_mirror_is_asked_each_time_and_remembered() {
         "{refused:?}"
     );
 
+    // Another mirror that does not answer had nothing yet.
+    mirror(&images, &format!("{}/other/*", registry.address)).await;
+    let refused = images.resolve(&asked).await.expect_err("never asked there");
+    assert!(!refused.is_absence(), "{refused:?}");
+
     // It says that there is no such tag any more: then there is none.
     mirror(&images, &registry.address.to_string()).await;
-    registry.shelf.lock().expect("no panic").content.clear();
+    {
+        let mut shelf = registry.shelf.lock().expect("no panic");
+        shelf.down = false;
+        shelf.content.clear();
+    }
     let refused = images.resolve(&asked).await.expect_err("gone");
     assert!(refused.is_absence(), "{refused:?}");
     let names = "docker.io".parse().expect("names");
