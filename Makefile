@@ -21,7 +21,7 @@ as_root := $(if $(filter-out 0,$(shell id -u)),sudo -E env "PATH=$$PATH" "HOME=$
 nextest = $(as_root) HOMERUN_BIN="$(target)/debug/homerun" cargo nextest run --no-tests=fail
 
 # The profile that builds fast (opt-level 1, no LTO); the release profile is for demo and bench.
-# With the features of the whole workspace, as its tests are built: nothing is compiled for the one and again for the other.
+# Tests ask for more features of some libraries, so that what they need is built apart; `test` builds the binary with them.
 quick:
 	cargo build --workspace --bins
 release:
@@ -31,7 +31,6 @@ test:
 	scripts/setup test
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-	$(MAKE) quick
 	cargo nextest run --workspace --no-run
 	$(nextest) --workspace
 

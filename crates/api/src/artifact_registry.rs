@@ -9,13 +9,15 @@ mod content;
 mod repository;
 
 use http::{Method, Response, StatusCode, request::Parts};
+use identity::Caller;
 use model::{ArtifactRepository, Region, RepositoryKey, RepositoryName};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use crate::{
-    document::short,
+    document::{self, short},
     error::{Code, Error},
+    iam::{permit::Asked, policy},
     query::Query,
     reply::{self, Body},
     run::call::{check_project, unimplemented},
@@ -25,10 +27,12 @@ use crate::{
 pub(crate) async fn answer(
     surface: &Surface,
     host: &str,
+    caller: &Caller,
+    asked: &Asked,
     request: http::Request<Body>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = request.into_parts();
-    let answer = serve(surface, host, &head, body).await?;
+    let answer = serve(surface, host, caller, asked, &head, body).await?;
     Ok(reply::json(StatusCode::OK, &answer))
 }
 
@@ -41,7 +45,14 @@ fn parts(path: &str) -> Option<Vec<String>> {
     path.strip_prefix('/')?.split('/').map(decode).collect()
 }
 
-async fn serve(surface: &Surface, host: &str, head: &Parts, body: Body) -> Result<Value, Error> {
+async fn serve(
+    surface: &Surface,
+    host: &str,
+    caller: &Caller,
+    asked: &Asked,
+    head: &Parts,
+    body: Body,
+) -> Result<Value, Error> {
     let path = head.uri.path();
     let unknown = || unimplemented(host, &head.method, path);
     let parts = parts(path).ok_or_else(unknown)?;
@@ -69,6 +80,18 @@ async fn serve(surface: &Surface, host: &str, head: &Parts, body: Body) -> Resul
         }
         (&Method::GET, ["repositories"]) => repository::list(surface, &location, query),
         (&Method::POST, ["repositories"]) => repository::create(surface, location, query, body).await,
+        (&Method::GET, ["repositories", name]) if name.ends_with(":getIamPolicy") => {
+            policy::asked_by_query(query)?;
+            policy::get(surface, &asked.resource)
+        }
+        (&Method::POST, ["repositories", name]) if name.ends_with(":setIamPolicy") => {
+            query.finish()?;
+            policy::set(surface, asked.resource.clone(), document::read_json(body).await?).await
+        }
+        (&Method::POST, ["repositories", name]) if name.ends_with(":testIamPermissions") => {
+            query.finish()?;
+            policy::test(surface, caller, &asked.resource, document::read_json(body).await?)
+        }
         (method, ["repositories", name]) => {
             let key = key(location, name)?;
             match *method {

@@ -74,7 +74,7 @@ async fn serve(surface: &Surface, host: &str, caller: &Caller, head: &Parts, bod
             query.finish()?;
             Ok(json!({
                 "name": format!("projects/{}/locations/{location}/defaultServiceAccount", surface.site.project),
-                "serviceAccountEmail": format!("projects/{}/serviceAccounts/{}", surface.site.project, default_account(surface)),
+                "serviceAccountEmail": format!("projects/{}/serviceAccounts/{}", surface.site.project, surface.site.default_account()),
             }))
         }
         (&Method::GET, ["operations", id]) => {
@@ -147,11 +147,6 @@ pub(crate) async fn submit_run(
     let build = submit(surface, asked).await?;
     let answer = json!({ "buildOperation": operation(surface, &build), "baseImageUri": "" });
     Ok(reply::json(StatusCode::OK, &answer))
-}
-
-/// The account that builds and services run as where none is named.
-pub(crate) fn default_account(surface: &Surface) -> String {
-    format!("{}-compute@developer.gserviceaccount.com", surface.site.number())
 }
 
 async fn submit(surface: &Surface, build: Build) -> Result<Build, Error> {

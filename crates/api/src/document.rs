@@ -73,6 +73,16 @@ impl Findings {
         self.0.borrow().iter().any(|found| found.field.starts_with(path))
     }
 
+    /// An error when anything was found wrong.
+    pub(crate) fn done(self) -> Result<(), Error> {
+        let violations = self.into_violations();
+        if violations.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::violations(violations))
+        }
+    }
+
     pub(crate) fn into_violations(self) -> Vec<Violation> {
         self.0.into_inner()
     }

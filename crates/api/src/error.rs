@@ -1,7 +1,7 @@
 //! Refusals in the form of Google's JSON APIs.
 
 use http::StatusCode;
-use model::Violation;
+use model::{Permission, Violation};
 use serde_json::{Value, json};
 
 /// An error with its causes, in one line.
@@ -72,6 +72,8 @@ pub(crate) struct Error {
     pub(crate) violations: Vec<Violation>,
     /// Whose resource was not found: with it gcloud keeps the message of a 404 to a write.
     domain: Option<&'static str>,
+    /// The permission that was lacking, and on what.
+    denied: Option<(Permission, String)>,
 }
 
 impl Error {
@@ -81,6 +83,18 @@ impl Error {
             message: message.into(),
             violations: Vec::new(),
             domain: None,
+            denied: None,
+        }
+    }
+
+    /// The caller lacks the permission on the resource (`//SERVICE/NAME`), in Google's words.
+    pub(crate) fn denied(permission: Permission, resource: &str) -> Self {
+        Self {
+            denied: Some((permission, resource.to_owned())),
+            ..Self::new(
+                Code::PermissionDenied,
+                format!("Permission '{permission}' denied on resource '{resource}' (or it may not exist)."),
+            )
         }
     }
 
@@ -139,6 +153,14 @@ impl Error {
                 "@type": "type.googleapis.com/google.rpc.ErrorInfo",
                 "reason": self.code.as_str(),
                 "domain": domain,
+            }));
+        }
+        if let Some((permission, resource)) = &self.denied {
+            details.push(json!({
+                "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                "reason": "IAM_PERMISSION_DENIED",
+                "domain": "iam.googleapis.com",
+                "metadata": { "permission": permission.as_str(), "resource": resource },
             }));
         }
         if !details.is_empty() {

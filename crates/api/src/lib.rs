@@ -1,9 +1,10 @@
 //! Google's APIs, spoken by this Homerun: paths, JSON, errors.
 //!
 //! Here lives everything that names a Google path, a JSON field, an annotation or an error code: the Run Admin API v1
-//! (Knative-shaped documents), IAM on services, the serviceusage and project answers that gcloud asks for, the OAuth token endpoint,
+//! (Knative-shaped documents), IAM (policies, service accounts, tokens in their name) and the permission that each
+//! method asks for, the serviceusage and project answers that gcloud asks for, the OAuth token endpoint,
 //! the HTTP face of the image registry, Artifact Registry over it,
-//! Cloud Storage as far as gcloud uploads by it, and Cloud Build for Dockerfiles. It is one crate because they share one dispatch by host name, one check of
+//! Cloud Storage as far as gcloud uploads by it, Cloud Build for Dockerfiles, and Secret Manager. It is one crate because they share one dispatch by host name, one check of
 //! the caller and one form of error.
 //!
 //! What enters is a request with the host it was meant for; it is decoded to `model`, with every broken rule named by
@@ -16,7 +17,9 @@ mod collect;
 mod decisions;
 mod document;
 mod error;
+mod iam;
 mod mirror;
+mod oauth;
 mod operations;
 mod page;
 mod projects;
@@ -24,12 +27,12 @@ mod query;
 mod registry;
 mod reply;
 mod run;
+mod secret_manager;
 mod selector;
-mod service_accounts;
 mod service_usage;
 mod storage;
 mod surface;
 
 pub use operations::Operations;
 pub use reply::{Body, BoxError};
-pub use surface::{About, Decisions, Held, Surface, answer};
+pub use surface::{About, Decisions, Held, Peer, Surface, answer};

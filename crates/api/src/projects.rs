@@ -1,39 +1,76 @@
-//! Resource Manager, as far as gcloud asks it in passing: what the one project is.
+//! Resource Manager, as far as gcloud asks it: what the one project is, and who may do what in all of it.
 
 use http::{Method, Response, StatusCode};
+use identity::Caller;
+use model::Resource;
 use percent_encoding::percent_decode_str;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
+    document,
     error::Error,
+    iam::policy,
     query::Query,
     reply::{self, Body},
     run::call::{check_project, unimplemented},
     surface::Surface,
 };
 
-/// `GET /v1/projects/PROJECT`, by id or number.
-pub(crate) fn answer(surface: &Surface, host: &str, request: &http::Request<Body>) -> Result<Response<Body>, Error> {
-    let path = request.uri().path();
+/// `/v1/projects/PROJECT` and `/v3/projects/PROJECT`, by id or number, and the three verbs of its policy.
+pub(crate) async fn answer(
+    surface: &Surface,
+    host: &str,
+    caller: &Caller,
+    request: http::Request<Body>,
+) -> Result<Response<Body>, Error> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    let unknown = || unimplemented(host, &head.method, path);
     let decoded = percent_decode_str(path)
         .decode_utf8()
         .map_err(|_| Error::invalid("the path is not UTF-8"))?;
-    let project = decoded
-        .strip_prefix("/v1/projects/")
-        .filter(|name| !name.contains(['/', ':']));
-    match project {
-        Some(project) if request.method() == Method::GET => {
-            check_project(project, &surface.site)?;
-            Query::parse(request.uri().query()).finish()?;
-            let site = &surface.site;
-            let shown = json!({
-                "projectId": site.project.as_str(),
-                "projectNumber": site.number().to_string(),
-                "name": site.project.as_str(),
-                "lifecycleState": "ACTIVE",
-            });
-            Ok(reply::json(StatusCode::OK, &shown))
+    let parts: Vec<&str> = decoded.split('/').collect();
+    let ["", version @ ("v1" | "v3"), "projects", name] = parts.as_slice() else {
+        return Err(unknown());
+    };
+    let (project, verb) = match name.rsplit_once(':') {
+        Some((project, verb)) => (project, Some(verb)),
+        None => (*name, None),
+    };
+    check_project(project, &surface.site)?;
+    Query::parse(head.uri.query()).finish()?;
+    let answer = match (&head.method, verb) {
+        (&Method::GET, None) => describe(surface, version),
+        (&Method::POST, Some("getIamPolicy")) => {
+            policy::asked_by_document(document::read_json(body).await?)?;
+            policy::get(surface, &Resource::Project)?
         }
-        _ => Err(unimplemented(host, request.method(), path)),
+        (&Method::POST, Some("setIamPolicy")) => {
+            policy::set(surface, Resource::Project, document::read_json(body).await?).await?
+        }
+        (&Method::POST, Some("testIamPermissions")) => {
+            policy::test(surface, caller, &Resource::Project, document::read_json(body).await?)?
+        }
+        _ => return Err(unknown()),
+    };
+    Ok(reply::json(StatusCode::OK, &answer))
+}
+
+fn describe(surface: &Surface, version: &str) -> Value {
+    let site = &surface.site;
+    let (id, number) = (site.project.as_str(), site.number().to_string());
+    if version == "v3" {
+        return json!({
+            "name": format!("projects/{number}"),
+            "projectId": id,
+            "displayName": id,
+            "state": "ACTIVE",
+        });
     }
+    json!({
+        "projectId": id,
+        "projectNumber": number,
+        "name": id,
+        "lifecycleState": "ACTIVE",
+    })
 }

@@ -29,6 +29,19 @@ impl Query {
         Ok(value.filter(|text| !text.is_empty()))
     }
 
+    /// Every value of a parameter that may be repeated.
+    pub(crate) fn all(&mut self, name: &str) -> Vec<String> {
+        let mut values = Vec::new();
+        self.0.retain(|(key, text)| {
+            let taken = key == name;
+            if taken && !text.is_empty() {
+                values.push(text.clone());
+            }
+            !taken
+        });
+        values
+    }
+
     pub(crate) fn flag(&mut self, name: &str) -> Result<bool, Error> {
         match self.take(name)?.as_deref() {
             None | Some("false") => Ok(false),

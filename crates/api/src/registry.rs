@@ -2,8 +2,8 @@
 //!
 //! It answers at `REGION-docker.pkg.dev` (and every other `*.pkg.dev`), and at the API port itself. On the API port,
 //! repositories are those of the default region's host: `127.0.0.1:8787/my-project/repo/app` is
-//! `us-central1-docker.pkg.dev/my-project/repo/app`. Callers show who they are ([`admission`]); they may read everything
-//! and write below their project.
+//! `us-central1-docker.pkg.dev/my-project/repo/app`. Callers show who they are ([`admission`]); they may read and
+//! write what their roles allow, and write below the project alone.
 //!
 //! Uploads are written through to the disk as they arrive, and downloads read from it piece by piece.
 
@@ -18,15 +18,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt as _;
+use identity::Caller;
 use image::{Digest, MAX_MANIFEST_BYTES, Repository, Version};
+use model::{Permission, Region, RepositoryKey, RepositoryName, Resource};
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use crate::{
     artifact_registry,
+    error::Error,
+    iam::permit::{self, Asked, Of},
     registry::refusal::Refusal,
     reply::{self, Body},
-    surface::Surface,
+    surface::{Peer, Surface},
 };
 
 /// One call, as path and method spell it.
@@ -72,10 +76,15 @@ fn parse(path: &str) -> Option<Call> {
 pub(crate) async fn answer(surface: &Surface, host: &str, request: Request<Body>) -> Response<Body> {
     let challenge = admission::challenge(host, &request);
     let is_head = request.method() == Method::HEAD;
-    let mut response = match serve(surface, host, request).await {
+    let from = request.extensions().get::<Peer>().copied();
+    let mut told = None;
+    let mut response = match serve(surface, host, request, &mut told).await {
         Ok(response) => response,
         Err(refused) => refused.response(),
     };
+    if let Some((asked, caller)) = told {
+        surface.audit(&asked, Some(&caller), from, response.status());
+    }
     if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
@@ -89,7 +98,13 @@ pub(crate) async fn answer(surface: &Surface, host: &str, request: Request<Body>
     response
 }
 
-async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<Response<Body>, Refusal> {
+/// `told` is set to what was asked for and by whom, once that is known.
+async fn serve(
+    surface: &Surface,
+    host: &str,
+    request: Request<Body>,
+    told: &mut Option<(Asked, Caller)>,
+) -> Result<Response<Body>, Refusal> {
     let (head, body) = request.into_parts();
     let path = percent_decode_str(head.uri.path())
         .decode_utf8()
@@ -98,8 +113,20 @@ async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<
     if call == Some(Call::Token) {
         return admission::token(surface, &head, body).await;
     }
-    admission::admit(surface, &head)?;
+    let caller = admission::admit(surface, &head)?;
     let call = call.ok_or_else(|| Refusal::unsupported(&head))?;
+    let (asked, caller) = told.insert((asked(surface, host, &head, &path, &call)?, caller));
+    if let Some(permission) = asked.permission {
+        let denied = |refused: Error| Refusal::denied(refused.message);
+        surface.require(caller, permission, &asked.resource).map_err(denied)?;
+        // A push into a repository that is not there makes it, which takes more than to write into one.
+        if permission == Permission::ARTIFACTREGISTRY_REPOSITORIES_UPLOAD_ARTIFACTS
+            && is_missing(surface, &asked.resource)
+        {
+            let create = Permission::ARTIFACTREGISTRY_REPOSITORIES_CREATE;
+            surface.require(caller, create, &Resource::Project).map_err(denied)?;
+        }
+    }
     let images = &surface.images;
     let named = |name: &str| Repository::new(host, name).map_err(|error| Refusal::name(&error));
     let reads = matches!(head.method, Method::GET | Method::HEAD);
@@ -155,6 +182,35 @@ async fn serve(surface: &Surface, host: &str, request: Request<Body>) -> Result<
             Err(Refusal::unsupported(&head))
         }
     }
+}
+
+/// What the call asks for. Its repository is the one that its image's name has; names of other places go by the project.
+fn asked(surface: &Surface, host: &str, head: &Parts, path: &str, call: &Call) -> Result<Asked, Refusal> {
+    let state = surface.store.snapshot();
+    let asked = permit::find(Of::Registry, &head.method, path, &surface.site.region, &state);
+    let mut asked = asked.ok_or_else(|| Refusal::unsupported(head))?;
+    let (Call::Tags(name)
+    | Call::Referrers(name, _)
+    | Call::Manifest(name, _)
+    | Call::Blob(name, _)
+    | Call::BeginUpload(name)
+    | Call::Upload(name, _)) = call
+    else {
+        return Ok(asked);
+    };
+    let location = host.strip_suffix("-docker.pkg.dev");
+    if let (Some(location), Some((project, rest))) = (location, name.split_once('/'))
+        && project == surface.site.project.as_str()
+        && let Ok(location) = Region::parse(location)
+        && let Ok(name) = RepositoryName::parse(rest.split('/').next().unwrap_or_default())
+    {
+        asked.resource = Resource::Repository(RepositoryKey { location, name });
+    }
+    Ok(asked)
+}
+
+fn is_missing(surface: &Surface, resource: &Resource) -> bool {
+    matches!(resource, Resource::Repository(key) if !surface.store.snapshot().repositories.contains_key(key))
 }
 
 /// Writes go below this Homerun's project, as at Google.

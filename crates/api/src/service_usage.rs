@@ -15,10 +15,14 @@ use crate::{
 };
 
 /// What is served here, with Google's titles.
-const SERVED: [(&str, &str); 5] = [
+const SERVED: [(&str, &str); 9] = [
     ("artifactregistry.googleapis.com", "Artifact Registry API"),
     ("cloudbuild.googleapis.com", "Cloud Build API"),
+    ("cloudresourcemanager.googleapis.com", "Cloud Resource Manager API"),
+    ("iam.googleapis.com", "Identity and Access Management (IAM) API"),
+    ("iamcredentials.googleapis.com", "IAM Service Account Credentials API"),
     ("run.googleapis.com", "Cloud Run Admin API"),
+    ("secretmanager.googleapis.com", "Secret Manager API"),
     ("serviceusage.googleapis.com", "Service Usage API"),
     ("storage.googleapis.com", "Cloud Storage API"),
 ];

@@ -6,20 +6,26 @@ use bucket::Objects;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use identity::{Caller, Keys, TokenError};
+use identity::{Caller, Conditions, Keys, TokenError};
 use image::{Digest, Images};
-use model::{Entry, Region, ScalingDecision, ServiceKey, Site, Timestamp};
+use model::{AuditRecord, Entry, Region, Resource, ScalingDecision, ServiceKey, Site, Timestamp};
 use serde_json::{Value, json};
 use store::Store;
 
 use crate::{
-    artifact_registry, cloud_build, collect, decisions, document,
+    artifact_registry, cloud_build, collect, decisions,
     error::{Code, Error},
-    mirror,
+    iam::{
+        accounts, credentials, groups,
+        permit::{self, Asked, Of},
+    },
+    mirror, oauth,
     operations::Operations,
-    projects, registry,
+    projects,
+    query::Query,
+    registry,
     reply::{self, Body, BoxError},
-    run, service_accounts, service_usage, storage,
+    run, secret_manager, service_usage, storage,
 };
 
 /// What was decided on the instances of a service lately, newest first. Must not block.
@@ -33,7 +39,11 @@ pub struct Surface {
     pub store: Store,
     pub images: Images,
     pub objects: Objects,
+    /// Seals and opens values of secrets.
+    pub vault: Arc<secret::Vault>,
     pub keys: Arc<Keys>,
+    /// Reads conditions of policies.
+    pub conditions: Arc<Conditions>,
     pub site: Site,
     /// The clock.
     pub now: fn() -> Timestamp,
@@ -49,6 +59,10 @@ pub struct Surface {
     pub build_logs: PathBuf,
     pub about: About,
 }
+
+/// Who sent a request: put into its extensions by whoever took the connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
 
 /// What `/homerun/about` tells our own CLI about this server.
 #[derive(Debug, Clone)]
@@ -73,13 +87,29 @@ impl fmt::Debug for Surface {
 }
 
 impl Surface {
-    pub(crate) fn audit(&self, service: &ServiceKey, caller: &Caller, method: &str) {
-        (self.journal)(Entry::Audit {
+    /// Writes down that a write was asked for, and what came of it.
+    pub(crate) fn audit(&self, asked: &Asked, caller: Option<&Caller>, from: Option<Peer>, status: StatusCode) {
+        if !asked.writes {
+            return;
+        }
+        let service = match &asked.resource {
+            Resource::Service(key) => Some(key.clone()),
+            Resource::Project | Resource::Repository(_) | Resource::ServiceAccount(_) | Resource::Secret(_) => None,
+        };
+        (self.journal)(Entry::Audit(AuditRecord {
             at: (self.now)(),
-            service: service.clone(),
-            caller: caller.email.clone(),
-            method: method.to_owned(),
-        });
+            service,
+            caller: caller.map(|caller| caller.email.clone()).unwrap_or_default(),
+            method: asked.method.to_owned(),
+            resource: format!(
+                "//{}/{}",
+                asked.resource.service(),
+                asked.resource.name(&self.site.project)
+            ),
+            from: from.map(|Peer(address)| address.to_string()).unwrap_or_default(),
+            allowed: !matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN),
+            status: status.as_u16(),
+        }));
     }
 
     /// Unix seconds, as tokens count them.
@@ -96,9 +126,12 @@ enum Api {
     ServiceUsage,
     ArtifactRegistry,
     CloudBuild,
+    SecretManager,
     Storage,
     /// `iam.googleapis.com`.
-    ServiceAccounts,
+    Iam,
+    /// `iamcredentials.googleapis.com`.
+    Credentials,
     /// `cloudresourcemanager.googleapis.com`.
     Projects,
     /// `oauth2.googleapis.com` and the other hosts of Google's sign-in.
@@ -120,7 +153,9 @@ fn api_of(host: &str, site: &Site) -> Api {
         "serviceusage.googleapis.com" => Api::ServiceUsage,
         "artifactregistry.googleapis.com" => Api::ArtifactRegistry,
         "cloudbuild.googleapis.com" => Api::CloudBuild,
-        "iam.googleapis.com" => Api::ServiceAccounts,
+        "iam.googleapis.com" => Api::Iam,
+        "iamcredentials.googleapis.com" => Api::Credentials,
+        "secretmanager.googleapis.com" => Api::SecretManager,
         "storage.googleapis.com" => Api::Storage,
         "cloudresourcemanager.googleapis.com" => Api::Projects,
         "oauth2.googleapis.com" | "accounts.google.com" | "www.googleapis.com" => Api::Oauth,
@@ -155,55 +190,109 @@ where
 
 async fn dispatch(surface: &Surface, host: &str, request: Request<Body>) -> Response<Body> {
     let path = request.uri().path();
-    let answered = match api_of(host, &surface.site) {
-        Api::Registry(of) => return registry::answer(surface, &of, request).await,
+    let api = api_of(host, &surface.site);
+    let of = match &api {
+        Api::Registry(of) => return registry::answer(surface, of, request).await,
         Api::Plain if path == "/v2" || path.starts_with("/v2/") => {
             let of = format!("{}-docker.pkg.dev", surface.site.region);
             return registry::answer(surface, &of, request).await;
         }
-        Api::Plain if path == "/homerun/v1/images:collect" && request.method() == Method::POST => {
-            match caller(surface, &request) {
-                Ok(_) => collect::answer(surface, request).await,
-                Err(refused) => Err(refused),
-            }
+        Api::Plain if path.starts_with("/homerun/v1/") => Of::Homerun,
+        Api::Plain if oauth::is_public(request.method(), path) => {
+            return told(oauth::answer(surface, host, request).await);
         }
-        Api::Plain if path.starts_with("/homerun/v1/images:") => match caller(surface, &request) {
-            Ok(_) => mirror::answer(surface, host, request).await,
-            Err(refused) => Err(refused),
-        },
-        Api::Plain => plain(surface, host, &request),
-        Api::Oauth => oauth(surface, host, request).await,
-        Api::Run(region) => match caller(surface, &request) {
-            Ok(caller) if path.starts_with("/v2/") => cloud_build::submit_run(surface, host, &caller, request).await,
-            Ok(caller) => run::answer(surface, host, &region, &caller, request).await,
-            Err(refused) => Err(refused),
-        },
-        Api::ServiceUsage => match caller(surface, &request) {
-            Ok(_) => service_usage::answer(surface, host, request).await,
-            Err(refused) => Err(refused),
-        },
-        Api::ArtifactRegistry => match caller(surface, &request) {
-            Ok(_) => artifact_registry::answer(surface, host, request).await,
-            Err(refused) => Err(refused),
-        },
-        Api::CloudBuild => match caller(surface, &request) {
-            Ok(caller) => cloud_build::answer(surface, host, &caller, request).await,
-            Err(refused) => Err(refused),
-        },
-        Api::ServiceAccounts => match caller(surface, &request) {
-            Ok(_) => service_accounts::answer(surface, host, &request),
-            Err(refused) => Err(refused),
-        },
-        Api::Storage => match caller(surface, &request) {
-            Ok(_) => storage::answer(surface, host, request).await,
-            Err(refused) => Err(refused),
-        },
-        Api::Projects => match caller(surface, &request) {
-            Ok(_) => projects::answer(surface, host, &request),
-            Err(refused) => Err(refused),
-        },
-        Api::Other => Err(run::call::unimplemented(host, request.method(), path)),
+        Api::Plain => return told(plain(surface, host, &request)),
+        Api::Oauth => return told(oauth::answer(surface, host, request).await),
+        Api::Run(_) => Of::Run,
+        Api::ServiceUsage => Of::ServiceUsage,
+        Api::ArtifactRegistry => Of::ArtifactRegistry,
+        Api::CloudBuild => Of::CloudBuild,
+        Api::SecretManager => Of::SecretManager,
+        Api::Iam => Of::Iam,
+        Api::Credentials => Of::Credentials,
+        Api::Storage => Of::Storage,
+        Api::Projects => Of::Projects,
+        Api::Other => return told(Err(run::call::unimplemented(host, request.method(), path))),
     };
+    let region = if let Api::Run(region) = api {
+        region
+    } else {
+        surface.site.region.clone()
+    };
+    permitted(surface, host, of, &region, request).await
+}
+
+/// Asks for the permission of the method, passes the request on, and writes down what was to be changed. A request that
+/// has no line in the table of permissions ends here.
+async fn permitted(surface: &Surface, host: &str, of: Of, region: &Region, request: Request<Body>) -> Response<Body> {
+    let from = request.extensions().get::<Peer>().copied();
+    let state = surface.store.snapshot();
+    let mut asked = permit::find(of, request.method(), request.uri().path(), region, &state);
+    drop(state);
+    // What is only tried changes nothing. No other API knows the word.
+    if let Some(asked) = &mut asked
+        && of == Of::Run
+        && Query::parse(request.uri().query()).dry_run() == Ok(true)
+    {
+        asked.writes = false;
+    }
+    let caller = match caller(surface, &request) {
+        Ok(caller) => caller,
+        Err(refused) => {
+            if let Some(asked) = asked {
+                surface.audit(&asked, None, from, refused.code.http());
+            }
+            return refusal(&refused);
+        }
+    };
+    let Some(asked) = asked else {
+        return refusal(&run::call::unimplemented(host, request.method(), request.uri().path()));
+    };
+    let allowed = asked.permission.map_or(Ok(()), |permission| {
+        surface.require(&caller, permission, &asked.resource)
+    });
+    let answered = match allowed {
+        Ok(()) => serve(surface, host, of, region, &caller, &asked, request).await,
+        Err(refused) => Err(refused),
+    };
+    let response = told(answered);
+    surface.audit(&asked, Some(&caller), from, response.status());
+    response
+}
+
+async fn serve(
+    surface: &Surface,
+    host: &str,
+    of: Of,
+    region: &Region,
+    caller: &Caller,
+    asked: &Asked,
+    request: Request<Body>,
+) -> Result<Response<Body>, Error> {
+    let path = request.uri().path();
+    match of {
+        Of::Run if path.starts_with("/v2/") => cloud_build::submit_run(surface, host, caller, request).await,
+        Of::Run => run::answer(surface, host, region, caller, asked, request).await,
+        Of::ServiceUsage => service_usage::answer(surface, host, request).await,
+        Of::ArtifactRegistry => artifact_registry::answer(surface, host, caller, asked, request).await,
+        Of::CloudBuild => cloud_build::answer(surface, host, caller, request).await,
+        Of::SecretManager => secret_manager::answer(surface, host, caller, asked, request).await,
+        Of::Storage => storage::answer(surface, host, request).await,
+        Of::Iam => accounts::answer(surface, host, caller, asked, request).await,
+        Of::Credentials => credentials::answer(surface, host, request).await,
+        Of::Projects => projects::answer(surface, host, caller, request).await,
+        Of::Homerun if path == "/homerun/v1/images:collect" => collect::answer(surface, request).await,
+        Of::Homerun if path == "/homerun/v1/secrets:rotateKey" => secret_manager::rotate_key(surface).await,
+        Of::Homerun if path.starts_with("/homerun/v1/images:") => mirror::answer(surface, host, request).await,
+        Of::Homerun if path == "/homerun/v1/groups" || path.starts_with("/homerun/v1/groups/") => {
+            groups::answer(surface, host, request).await
+        }
+        Of::Homerun => decisions::answer(surface, host, &request),
+        Of::Registry => Err(run::call::unimplemented(host, request.method(), path)),
+    }
+}
+
+fn told(answered: Result<Response<Body>, Error>) -> Response<Body> {
     answered.unwrap_or_else(|error| refusal(&error))
 }
 
@@ -221,10 +310,6 @@ fn plain(surface: &Surface, host: &str, request: &Request<Body>) -> Result<Respo
     match (request.method(), request.uri().path()) {
         (&(Method::GET | Method::HEAD), "/healthz") => Ok(Response::new(reply::full("ok\n"))),
         (&(Method::GET | Method::HEAD), "/homerun/about") => Ok(reply::json(StatusCode::OK, &about(surface))),
-        (_, path) if path.starts_with("/homerun/v1/") => {
-            caller(surface, request)?;
-            decisions::answer(surface, host, request)
-        }
         (method, path) => Err(run::call::unimplemented(host, method, path)),
     }
 }
@@ -252,29 +337,6 @@ fn about(surface: &Surface) -> Value {
     })
 }
 
-/// The token endpoint under each of the names that clients know, and the keys by which ID tokens are checked.
-async fn oauth(surface: &Surface, host: &str, request: Request<Body>) -> Result<Response<Body>, Error> {
-    let is_endpoint = matches!(
-        (host, request.uri().path()),
-        ("oauth2.googleapis.com", "/token")
-            | ("accounts.google.com", "/o/oauth2/token")
-            | ("www.googleapis.com", "/oauth2/v4/token")
-    );
-    let is_keys = host == "www.googleapis.com" && request.uri().path() == "/oauth2/v3/certs";
-    match request.method() {
-        &Method::POST if is_endpoint => {
-            let content = document::read(request.into_body()).await?;
-            let form: Vec<(String, String)> = form_urlencoded::parse(&content).into_owned().collect();
-            Ok(match surface.keys.token_endpoint(&form, surface.seconds()) {
-                Ok(token) => reply::json(StatusCode::OK, &token),
-                Err(refused) => reply::json(StatusCode::BAD_REQUEST, &refused.body()),
-            })
-        }
-        &Method::GET if is_keys => Ok(reply::json(StatusCode::OK, &surface.keys.issuer().jwks())),
-        method => Err(run::call::unimplemented(host, method, request.uri().path())),
-    }
-}
-
 /// Who sent the request, by its access token.
 fn caller(surface: &Surface, request: &Request<Body>) -> Result<Caller, Error> {
     let refused = |why: String| Error::new(Code::Unauthenticated, why);
@@ -294,17 +356,13 @@ fn caller(surface: &Surface, request: &Request<Body>) -> Result<Caller, Error> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
         .ok_or_else(|| refused("the Authorization header is not of the form Bearer TOKEN".to_owned()))?;
-    check(surface, token).map_err(|error| {
+    oauth::authenticate(surface, token).map_err(|error| {
         if matches!(error, TokenError::Scope { .. }) {
             Error::new(Code::PermissionDenied, error.to_string())
         } else {
             refused(format!("the access token is not accepted: {error}"))
         }
     })
-}
-
-pub(crate) fn check(surface: &Surface, token: &str) -> Result<Caller, TokenError> {
-    surface.keys.issuer().check_access(token, surface.seconds())
 }
 
 #[cfg(test)]
@@ -330,7 +388,9 @@ mod tests {
             ("-run.googleapis.com", Api::Other),
             ("serviceusage.googleapis.com", Api::ServiceUsage),
             ("cloudbuild.googleapis.com", Api::CloudBuild),
-            ("iam.googleapis.com", Api::ServiceAccounts),
+            ("iam.googleapis.com", Api::Iam),
+            ("iamcredentials.googleapis.com", Api::Credentials),
+            ("secretmanager.googleapis.com", Api::SecretManager),
             ("oauth2.googleapis.com", Api::Oauth),
             (
                 "us-central1-docker.pkg.dev",

@@ -194,24 +194,7 @@ fn repositories(server: &Server, location: &str) -> String {
 
 /// All items of a list under `field`, over all its pages.
 fn all(outside: &Outside<'_>, server: &Server, path: &str, field: &str) -> Result<Vec<Value>, Error> {
-    let mut items = Vec::new();
-    let mut page = String::new();
-    loop {
-        let mark = if path.contains('?') { '&' } else { '?' };
-        let token = if page.is_empty() {
-            String::new()
-        } else {
-            format!("{mark}pageToken={}", escape(&page))
-        };
-        let mut answer = server.get(outside, HOST, &format!("{path}{token}"))?;
-        if let Some(more) = answer[field].as_array_mut() {
-            items.append(more);
-        }
-        match answer["nextPageToken"].as_str() {
-            Some(next) if !next.is_empty() && next != page => next.clone_into(&mut page),
-            Some(_) | None => return Ok(items),
-        }
-    }
+    server.all(outside, HOST, path, field)
 }
 
 /// All locations with repositories.
@@ -221,17 +204,17 @@ fn locations(outside: &Outside<'_>, server: &Server) -> Result<Vec<String>, Erro
     Ok(locations.iter().map(|location| text(&location["locationId"])).collect())
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
 /// The last part of a name.
-fn last(value: &Value) -> String {
+pub(crate) fn last(value: &Value) -> String {
     text(value).rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// `2026-11-24T22:14:17`, as gcloud's tables have it.
-fn date(value: &Value) -> String {
+pub(crate) fn date(value: &Value) -> String {
     let time = text(value);
     match time.parse::<jiff::Timestamp>() {
         Ok(at) => at.strftime("%Y-%m-%dT%H:%M:%S").to_string(),

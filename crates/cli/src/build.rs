@@ -12,6 +12,7 @@ use crate::flag::{self, Pairs};
 use crate::format::{Column, yaml_text};
 use crate::pack::{self, Make};
 use crate::progress::Steps;
+use crate::release::pause;
 use crate::words::Listing;
 use crate::{Error, Order, Outside, source};
 
@@ -20,8 +21,6 @@ const STORAGE: &str = "storage.googleapis.com";
 const DOCKERFILE: &str = "Dockerfile";
 /// From one look at a build to the next.
 const PAUSE: Duration = Duration::from_millis(300);
-/// The same where a deploy waits for it: a tenth of what it took so far, so that a short build is not waited for long.
-const SHORT_PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Subcommand)]
 #[command(arg_required_else_help = true)]
@@ -428,7 +427,7 @@ pub(crate) fn of_service(
         if !["QUEUED", "WORKING"].contains(&text(&build["status"]).as_str()) {
             break build;
         }
-        std::thread::sleep((began.elapsed() / 10).clamp(SHORT_PAUSE, PAUSE));
+        std::thread::sleep(pause(began.elapsed()).min(PAUSE));
     };
     steps.end(outside);
     ended_well(&ended)?;

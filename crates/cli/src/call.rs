@@ -179,6 +179,28 @@ impl Server {
         format!("{}/{}", self.knative(kind), escape(name))
     }
 
+    /// All items of a list under `field`, over all its pages.
+    pub(crate) fn all(&self, outside: &Outside<'_>, host: &str, path: &str, field: &str) -> Result<Vec<Value>, Error> {
+        let mut items = Vec::new();
+        let mut page = String::new();
+        loop {
+            let mark = if path.contains('?') { '&' } else { '?' };
+            let token = if page.is_empty() {
+                String::new()
+            } else {
+                format!("{mark}pageToken={}", escape(&page))
+            };
+            let mut answer = self.get(outside, host, &format!("{path}{token}"))?;
+            if let Some(more) = answer[field].as_array_mut() {
+                items.append(more);
+            }
+            match answer["nextPageToken"].as_str() {
+                Some(next) if !next.is_empty() && next != page => next.clone_into(&mut page),
+                Some(_) | None => return Ok(items),
+            }
+        }
+    }
+
     pub(crate) fn get(&self, outside: &Outside<'_>, host: &str, path: &str) -> Result<Value, Error> {
         self.json(outside, &Method::GET, host, path, Content::None)
     }

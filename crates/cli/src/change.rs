@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::parts;
+use crate::secret_flags;
 use crate::settings::Settings;
 use crate::template;
 use crate::traffic::{self, To};
@@ -89,6 +90,7 @@ pub(crate) fn apply(service: &mut Value, settings: &Settings, occasion: Occasion
         template |= template::entry_point(container, flags)?;
         template |= parts::probes(container, flags)?;
         template |= parts::mounts(container, flags)?;
+        template |= secret_flags::apply(service, name, flags)?;
     }
     template |= template::company(service, settings)?;
     template |= template::annotations(service, settings, occasion)?;

@@ -8,7 +8,7 @@ use ureq::http::Method;
 
 use crate::call::{Content, Server, escape};
 use crate::format::Column;
-use crate::release::{FIRST_PAUSE, LONGEST_PAUSE, PATIENCE};
+use crate::release::{PATIENCE, pause};
 use crate::words::Listing;
 use crate::{Error, Order, Outside};
 
@@ -28,15 +28,13 @@ pub(crate) fn run(outside: &mut Outside<'_>, order: &Order<'_>, services: &[Stri
         ),
     };
     let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
     let mut operation = server.json(outside, &Method::POST, SERVICE_USAGE, &path, Content::Json(&body))?;
     while operation["done"].as_bool() != Some(true) {
         let name = operation["name"].as_str().unwrap_or_default().to_owned();
         if name.is_empty() || started.elapsed() > PATIENCE {
             return Err(Error::Failed(format!("operation \"{name}\" did not finish")));
         }
-        thread::sleep(pause);
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        thread::sleep(pause(started.elapsed()));
         operation = server.get(outside, SERVICE_USAGE, &format!("/v1/{name}"))?;
     }
     match operation["error"]["message"].as_str() {

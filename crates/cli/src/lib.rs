@@ -6,6 +6,7 @@
 //! leaves is text on the two streams and an exit code: 0 done, 1 failed, 2 words not understood. Results go to `out`;
 //! progress, questions, errors and the closing sentence go to `err`, as gcloud does, so that `--format` can be piped.
 
+mod account;
 mod artifact;
 mod build;
 mod call;
@@ -27,9 +28,12 @@ mod outside;
 mod pack;
 mod parts;
 mod progress;
+mod project;
 mod property;
 mod release;
 mod revision;
+mod secret;
+mod secret_flags;
 mod service;
 mod settings;
 mod source;
@@ -48,6 +52,7 @@ pub use words::grammar;
 
 pub(crate) use error::Error;
 use format::{Column, Format};
+use iam::On;
 use serde_json::Value;
 use words::{Apis, Early, Images, Regions, Revisions, Run, Services, Word, Words};
 
@@ -103,10 +108,14 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
             Services::UpdateTraffic(update) => service::update_traffic(outside, &order, update),
             Services::Delete(delete) => service::delete(outside, &order, delete),
             Services::Replace(replace) => service::replace(outside, &order, replace),
-            Services::AddIamPolicyBinding(binding) => iam::add(outside, &order, binding),
-            Services::RemoveIamPolicyBinding(binding) => iam::remove(outside, &order, binding),
-            Services::GetIamPolicy(one) => iam::get(outside, &order, &one.service),
-            Services::SetIamPolicy(set) => iam::set(outside, &order, set),
+            Services::AddIamPolicyBinding(binding) => {
+                iam::add(outside, &order, On::Service(&binding.service), &binding.grant)
+            }
+            Services::RemoveIamPolicyBinding(binding) => {
+                iam::remove(outside, &order, On::Service(&binding.service), &binding.grant)
+            }
+            Services::GetIamPolicy(one) => iam::get(outside, &order, On::Service(&one.service)),
+            Services::SetIamPolicy(set) => iam::set(outside, &order, On::Service(&set.service), &set.file),
             Services::WhyScaled(scaled) => why::scaled(outside, &order, scaled),
         },
         Word::Run(Run::Revisions(revisions)) => match revisions {
@@ -126,6 +135,9 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
         Word::Images(Images::Mirror { name, image }) => mirror::set(outside, &order, name, image),
         Word::Images(Images::Mirrors(listing)) => mirror::list(outside, &order, listing),
         Word::Images(Images::Unmirror { name }) => mirror::remove(outside, &order, name),
+        Word::Iam(iam) => account::run(outside, &order, iam),
+        Word::Projects(projects) => project::run(outside, &order, projects),
+        Word::Secrets(secrets) => secret::run(outside, &order, secrets),
         Word::Builds(builds) => build::run(outside, &order, builds),
         Word::Env(env) => surroundings::env(outside, global, env),
         Word::Gcloud(gcloud) => surroundings::gcloud(outside, global, gcloud),

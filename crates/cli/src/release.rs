@@ -13,13 +13,19 @@ use crate::call::{Content, Server};
 use crate::service::name;
 use crate::settings::Settings;
 use crate::stage::{CONFIGURATIONS, POLICY, ROUTES, Stages};
-use crate::words::Binding;
 use crate::{Error, Outside, human, iam, template};
 
 /// As long as gcloud waits for conditions.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(30);
-pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(20);
-pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long to wait before the next look at what was waited for that long: a tenth, so that what is soon done is not
+/// waited for long, and what takes long is not looked at all the time.
+pub(crate) fn pause(waited: Duration) -> Duration {
+    (waited / 10).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+}
+
 /// Between two turns of the spinner.
 const TURN: Duration = Duration::from_millis(100);
 
@@ -67,7 +73,6 @@ pub(crate) fn wait(
 ) -> Result<Value, Error> {
     let service_name = name(&service).to_owned();
     let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
     loop {
         if human::is_current(&service) {
             let mut before_done = true;
@@ -105,8 +110,7 @@ pub(crate) fn wait(
                 PATIENCE.as_secs() / 60
             )));
         }
-        rest(outside, stages, pause);
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        rest(outside, stages, pause(started.elapsed()));
         service = server
             .find_one(outside, "services", &service_name)?
             .ok_or_else(|| Error::Failed(format!("service [{service_name}] was deleted meanwhile")))?;
@@ -180,18 +184,14 @@ pub(crate) fn release(outside: &mut Outside<'_>, server: &Server, release: Relea
 
 /// Lets everyone call the service, or only who was given the role.
 fn open_to_all(outside: &Outside<'_>, server: &Server, service: &str, public: bool, new: bool) -> Result<(), Error> {
-    let binding = Binding {
-        service: service.to_owned(),
-        member: "allUsers".to_owned(),
-        role: iam::INVOKER.to_owned(),
-    };
+    let (on, grant) = (iam::On::Service(service), iam::Grant::new("allUsers", iam::INVOKER));
     if public {
-        iam::give(outside, server, &binding).map(drop)
+        iam::give(outside, server, on, &grant).map(drop)
     } else if new {
         // nobody was let in yet
         Ok(())
     } else {
-        iam::take(outside, server, &binding).map(drop)
+        iam::take(outside, server, on, &grant).map(drop)
     }
 }
 
@@ -264,7 +264,6 @@ pub(crate) fn remove(
     }
     let mut stages = Stages::begin(outside, &format!("Deleting [{name}]..."), &[], false);
     let started = Instant::now();
-    let mut pause = FIRST_PAUSE;
     while let Some(left) = server.find_one(outside, kind, name)? {
         let refused = human::ready(&left) == Some(false)
             && !left["metadata"]["deletionTimestamp"].is_null()
@@ -273,8 +272,7 @@ pub(crate) fn remove(
             stages.fail(outside, "failed");
             return Err(Error::Failed(format!("Failed to delete [{name}].")));
         }
-        rest(outside, &mut stages, pause);
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+        rest(outside, &mut stages, pause(started.elapsed()));
     }
     stages.end(outside);
     Ok(())

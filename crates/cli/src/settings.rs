@@ -121,6 +121,19 @@ pub(crate) struct OfContainer {
     /// Remove all environment variables
     #[arg(long)]
     pub(crate) clear_env_vars: bool,
+    /// Variables (NAME=SECRET:VERSION) and files (/DIRECTORY/FILE=SECRET:VERSION) of secrets, in place of all there were
+    #[arg(long, value_parser = flag::pairs, value_name = "KEY=SECRET:VERSION,...",
+        conflicts_with_all = ["update_secrets", "remove_secrets", "clear_secrets"])]
+    pub(crate) set_secrets: Vec<Pairs>,
+    /// Variables and files of secrets to add or change
+    #[arg(long, value_parser = flag::pairs, value_name = "KEY=SECRET:VERSION,...", conflicts_with = "clear_secrets")]
+    pub(crate) update_secrets: Vec<Pairs>,
+    /// Variables and files of secrets to remove
+    #[arg(long, value_name = "KEY,...", conflicts_with = "clear_secrets")]
+    pub(crate) remove_secrets: Vec<List>,
+    /// Remove all variables and files of secrets
+    #[arg(long)]
+    pub(crate) clear_secrets: bool,
     /// Entry point, in place of the image's; empty for the image's own
     #[arg(long, value_name = "COMMAND,...")]
     pub(crate) command: Vec<List>,
@@ -231,6 +244,14 @@ impl Cut {
             Ok((name, read.flags))
         };
         self.groups.into_iter().map(read).collect()
+    }
+}
+
+#[cfg(test)]
+impl OfContainer {
+    /// Of these words.
+    pub(crate) fn of_words(words: &[&str]) -> Self {
+        OneContainer::try_parse_from(words).expect("words of a container").flags
     }
 }
 

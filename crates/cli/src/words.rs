@@ -6,10 +6,14 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::account::Iam;
 use crate::artifact::Artifacts;
 use crate::build::Builds;
 use crate::flag::{self, List, Pairs, Percents};
+use crate::iam::Grant;
 use crate::not_served;
+use crate::project::Projects;
+use crate::secret::Secrets;
 use crate::settings::{self, Settings};
 
 #[derive(Debug, Parser)]
@@ -77,9 +81,18 @@ pub(crate) enum Word {
     /// Container images
     #[command(subcommand)]
     Images(Images),
+    /// Service accounts, roles and groups
+    #[command(subcommand)]
+    Iam(Iam),
+    /// The project, and who may do what in all of it
+    #[command(subcommand)]
+    Projects(Projects),
     /// Images from source
     #[command(subcommand)]
     Builds(Builds),
+    /// Secrets and their versions
+    #[command(subcommand)]
+    Secrets(Secrets),
     /// Print the shell exports that point gcloud at this Homerun
     Env(Env),
     /// Run Google's gcloud against this Homerun
@@ -302,12 +315,8 @@ pub(crate) struct Replace {
 #[derive(Debug, Args)]
 pub(crate) struct Binding {
     pub(crate) service: String,
-    /// Such as allUsers, user:EMAIL, group:EMAIL or serviceAccount:EMAIL
-    #[arg(long)]
-    pub(crate) member: String,
-    /// Such as roles/run.invoker
-    #[arg(long)]
-    pub(crate) role: String,
+    #[command(flatten)]
+    pub(crate) grant: Grant,
 }
 
 #[derive(Debug, Args)]
@@ -440,6 +449,9 @@ pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Ear
         | Word::Artifacts(_)
         | Word::Images(_)
         | Word::Builds(_)
+        | Word::Iam(_)
+        | Word::Projects(_)
+        | Word::Secrets(_)
         | Word::Env(_)
         | Word::Trust(_) => {}
     }
@@ -507,7 +519,6 @@ mod tests {
     fn flags_that_are_not_served_are_refused_by_name() {
         for line in [
             "run deploy a --source=. --function=f",
-            "run deploy a --image=i --set-secrets=A=b:latest",
             "run services update a --vpc-connector=c",
             "run services list --filter=x",
         ] {

@@ -1,7 +1,8 @@
 //! Makes what runs equal what was asked.
 //!
 //! One module per resource: `service` makes revisions of changed templates, `revision` brings each to ready or
-//! failed, `route` binds traffic to ready revisions, `scale` starts and drains instances. Each is a pure plan over
+//! failed, `route` binds traffic to ready revisions, `scale` starts and drains instances, `secrets` gives
+//! them the values of their secrets. Each is a pure plan over
 //! whole states; [`Control::run`] reads everything, plans, acts, and sleeps until it is woken by an event or the clock.
 //! Nobody calls control: it is woken, always looks at the whole, and the next turn is the retry.
 //!
@@ -15,8 +16,9 @@ mod pull;
 mod revision;
 mod route;
 mod scale;
+mod secrets;
 mod service;
 mod turn;
 
 pub use decisions::Decisions;
-pub use turn::{Control, DemandOf, Links};
+pub use turn::{Control, DemandOf, Holds, Links};

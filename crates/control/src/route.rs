@@ -55,6 +55,7 @@ pub(crate) fn table(snapshot: &Snapshot, due: &BTreeMap<ServiceKey, Routed>, sit
                 name: name.clone(),
             })
         },
+        |service| snapshot.access(&model::Resource::Service(service.key.clone())),
     )
 }
 

@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod cases;
+mod following;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,8 +16,8 @@ use capacity::{Demand, Endpoints, autoscaler::Tick};
 use engine::Engine;
 use image::Images;
 use model::{
-    InstanceId, InstanceSpec, Observed, Revision, RevisionKey, RevisionState, Room, RouteTable, Routed, ServiceKey,
-    Site, Timestamp, Usage,
+    InstanceId, InstanceSpec, Observed, Reason, Revision, RevisionKey, RevisionState, Room, RouteTable, Routed,
+    ServiceKey, Site, Timestamp, Usage,
 };
 use store::{Snapshot, Store, TransactError};
 use tokio::{
@@ -30,6 +31,7 @@ use crate::{
     revision::{self, Step},
     route,
     scale::{Act, Concern, Scaling, Seen},
+    secrets::{self, Given},
     service,
 };
 
@@ -41,18 +43,25 @@ const BEAT: Duration = Duration::from_secs(1);
 const QUICK_BEAT: Duration = Duration::from_millis(100);
 /// How often to look while nothing but parked instances is there.
 const SLOW_BEAT: Duration = Duration::from_secs(10);
+/// How often to look while nothing but a secret's end is waited for.
+const LONG_BEAT: Duration = Duration::from_hours(1);
 /// What the machine has left is read again after this.
 const ROOM_GOOD_FOR: Duration = Duration::from_millis(100);
 
 /// See [`Links::demand`].
 pub type DemandOf = Box<dyn Fn(Option<&[RevisionKey]>) -> Demand + Send + Sync>;
 
+/// Whether the condition of a binding holds, for a resource, now. Must not block.
+pub type Holds = Box<dyn Fn(&model::BindingCondition, &model::Resource) -> bool + Send + Sync>;
+
 /// What control is joined to. Made by the wiring.
 pub struct Links {
     pub store: Store,
     pub engine: Arc<Engine>,
     pub images: Images,
+    pub vault: Arc<secret::Vault>,
     pub site: Site,
+    pub holds: Holds,
     /// How long an instance without a request is kept.
     pub idle_retention: Duration,
     /// Most parked sandboxes of all revisions together.
@@ -96,6 +105,7 @@ pub struct Control {
     /// When all revisions were last looked at.
     looked: Option<Tick>,
     room: Option<(Tick, Room)>,
+    given: Given,
     decisions: Decisions,
 }
 
@@ -115,6 +125,7 @@ impl Control {
             done_with: None,
             looked: None,
             room: None,
+            given: Given::default(),
             decisions,
         }
     }
@@ -154,6 +165,12 @@ impl Control {
     }
 
     fn beat(&self, observed: &Observed) -> Option<Duration> {
+        let expiry = secrets::next_expiry(&self.links.store.snapshot());
+        let expiry = expiry.map(|at| at.since((self.links.now)()).clamp(QUICK_BEAT, LONG_BEAT));
+        self.instances_beat(observed).into_iter().chain(expiry).min()
+    }
+
+    fn instances_beat(&self, observed: &Observed) -> Option<Duration> {
         if self.scaling.is_waiting() {
             Some(QUICK_BEAT)
         } else if observed.instances.is_empty() {
@@ -174,10 +191,12 @@ impl Control {
     async fn turn(&mut self) {
         let snapshot = self.links.store.snapshot();
         let observed = self.links.engine.observe().borrow().clone();
+        self.drop_expired(&snapshot).await;
         if self.done_with == Some(snapshot.version) {
             self.scale(&snapshot, &observed, &BTreeMap::new()).await;
             return;
         }
+        self.follow_secrets(&snapshot, &observed).await;
         let to_create = self.create_revisions(&snapshot).await;
         for step in revision::plan(&snapshot, &observed, &self.begun) {
             self.take(step, &snapshot).await;
@@ -243,7 +262,7 @@ impl Control {
             }
             Step::Start { revision, digest } => {
                 if let Some(revision) = snapshot.revision(&revision) {
-                    self.start(revision, &digest).await;
+                    self.start_first(snapshot, revision, digest).await;
                 }
             }
             Step::Ready(key) => {
@@ -322,15 +341,39 @@ impl Control {
         }
     }
 
-    fn spec(&self, revision: &Revision, digest: &str) -> InstanceSpec {
+    /// A new instance, or why it could not have its secrets.
+    fn spec(&mut self, snapshot: &Snapshot, revision: &Revision, digest: &str) -> Result<InstanceSpec, Unreadable> {
         let chance = (self.links.chance)().to_le_bytes();
         let id = InstanceId::new(chance[..12].try_into().expect("12 of 16 bytes"));
         let image = model::bare_digest(digest).to_owned();
-        InstanceSpec::derive(id, revision, image, &self.links.site)
+        match self.links.reader(snapshot).reveal(revision) {
+            Ok(revealed) => {
+                self.given.start(&id, revision, &self.links.reader(snapshot));
+                Ok(InstanceSpec::derive(id, revision, image, revealed, &self.links.site))
+            }
+            Err(why) => Err(Unreadable { id, why }),
+        }
     }
 
-    async fn start(&self, revision: &Revision, digest: &str) {
-        let spec = self.spec(revision, digest);
+    /// The first instance of a revision, which fails with it.
+    async fn start_first(&mut self, snapshot: &Snapshot, revision: &Revision, digest: String) {
+        match self.spec(snapshot, revision, &digest) {
+            Ok(spec) => self.start(revision, spec).await,
+            Err(Unreadable { why, .. }) => {
+                let state = RevisionState::Failed {
+                    reason: Reason::SecretsAccessCheckFailed,
+                    message: format!(
+                        "Revision '{}' is not ready and cannot serve traffic. {why}",
+                        revision.key.name
+                    ),
+                    digest: Some(digest),
+                };
+                self.enter(revision.key.clone(), state.into()).await;
+            }
+        }
+    }
+
+    async fn start(&self, revision: &Revision, spec: InstanceSpec) {
         if let Err(error) = self.links.engine.start(spec).await {
             tracing::error!(revision = %revision.key, error = told(&error), "cannot start an instance");
         }
@@ -401,7 +444,13 @@ impl Control {
             Act::Start(key, because) => {
                 tracing::debug!(revision = %key, ?because, "one more instance");
                 if let Some((revision, digest)) = ready(snapshot, &key) {
-                    self.start(revision, digest).await;
+                    match self.spec(snapshot, revision, digest) {
+                        Ok(spec) => self.start(revision, spec).await,
+                        Err(Unreadable { id, why }) => {
+                            tracing::warn!(revision = %key, why, "an instance cannot have its secrets");
+                            self.links.engine.refuse(&id, &key, why);
+                        }
+                    }
                 }
             }
             Act::Release(id, because) => {
@@ -412,9 +461,14 @@ impl Control {
             }
             Act::Park(key) => {
                 if let Some((revision, digest)) = ready(snapshot, &key) {
-                    let spec = self.spec(revision, digest);
-                    if let Err(error) = self.links.engine.park(spec).await {
-                        tracing::error!(revision = %key, error = told(&error), "cannot park an instance");
+                    match self.spec(snapshot, revision, digest) {
+                        Ok(spec) => {
+                            if let Err(error) = self.links.engine.park(spec).await {
+                                tracing::error!(revision = %key, error = told(&error), "cannot park an instance");
+                            }
+                        }
+                        // Whoever needs one is told when it starts.
+                        Err(Unreadable { why, .. }) => tracing::debug!(revision = %key, why, "none is parked"),
                     }
                 }
             }
@@ -482,6 +536,12 @@ fn ready<'a>(snapshot: &'a Snapshot, key: &RevisionKey) -> Option<(&'a Revision,
         | RevisionState::Probing { .. }
         | RevisionState::Failed { .. } => None,
     }
+}
+
+/// An instance that cannot have its secrets.
+struct Unreadable {
+    id: InstanceId,
+    why: String,
 }
 
 /// The world moved on between the look and the write; the next turn looks again.

@@ -147,7 +147,8 @@ impl Engine {
             records::stopping(&bundle),
         );
         let made = records::making(&bundle).filter(|_| parked).map(Made::before);
-        let (entry, events) = Entry::new(inner, spec, range, parked);
+        let (mut entry, events) = Entry::new(inner, spec, range, parked);
+        entry.secrets.get_mut().asked = true;
         let mut output = Output::default();
         let mut network = None;
         let mut running = Vec::new();

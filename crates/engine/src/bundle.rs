@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use image::{ImageConfig, User};
-use model::{ContainerSpec, InstanceSpec};
+use model::{ContainerSpec, InstanceSpec, Revealed, VolumeSource};
 use serde_json::{Value, json};
 
 use crate::{
     cgroup::{PERIOD_MICROS, quota_micros},
     rootfs::{HOST_NAME, IDS},
-    seccomp,
+    seccomp, secret_files,
 };
 
 /// Most processes and threads of one instance.
@@ -78,6 +78,8 @@ pub(crate) struct Lodging<'a> {
     pub(crate) open_files: u64,
     /// Where the instance's volumes are, by their place in the spec.
     pub(crate) volumes: &'a Path,
+    /// Values of secrets.
+    pub(crate) secrets: &'a Revealed,
     /// The process whose user, network, ipc and uts namespaces it shares. None: it makes its own.
     pub(crate) joins: Option<i32>,
 }
@@ -153,7 +155,7 @@ pub(crate) fn process(
         "terminal": false,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
         "args": arguments,
-        "env": environment(container, config, user),
+        "env": environment(container, config, user, lodging.secrets),
         "cwd": directory,
         "capabilities": {
             "bounding": bounding,
@@ -183,11 +185,13 @@ fn arguments<'a>(container: &'a ContainerSpec, config: &'a ImageConfig) -> Resul
 
 /// The image's, then the spec's; of two with one name the last wins and takes the first one's place. Every program is
 /// told a path and its user's own directory.
-fn environment(container: &ContainerSpec, config: &ImageConfig, user: &User) -> Vec<String> {
+fn environment(container: &ContainerSpec, config: &ImageConfig, user: &User, secrets: &Revealed) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
     let mut all: Vec<String> = Vec::new();
     let own = container.env.iter().map(|v| format!("{}={}", v.name, v.value));
-    for entry in config.env.iter().cloned().chain(own) {
+    let secret = secrets.variables_of(&container.name);
+    let secret = secret.map(|(name, value)| format!("{name}={value}"));
+    for entry in config.env.iter().cloned().chain(own).chain(secret) {
         match all.iter_mut().find(|held| name(held) == name(&entry)) {
             Some(held) => *held = entry,
             None => all.push(entry),
@@ -247,11 +251,16 @@ fn mounts(spec: &InstanceSpec, container: &ContainerSpec, lodging: &Lodging<'_>)
     for mounted in &container.mounts {
         let volume = spec.volumes.iter().position(|volume| volume.name == mounted.volume);
         if let Some(volume) = volume {
+            let place = lodging.volumes.join(volume.to_string());
+            let (source, options) = match &spec.volumes[volume].source {
+                VolumeSource::Memory { .. } => (place, "bind,rw,nosuid,nodev"),
+                VolumeSource::Secret { .. } => (place.join(secret_files::SEEN), "bind,ro,nosuid,nodev,noexec"),
+            };
             all.push(json!({
                 "destination": mounted.path,
                 "type": "bind",
-                "source": lodging.volumes.join(volume.to_string()),
-                "options": ["bind", "rw", "nosuid", "nodev"],
+                "source": source,
+                "options": words(options),
             }));
         }
     }
@@ -262,7 +271,10 @@ fn mounts(spec: &InstanceSpec, container: &ContainerSpec, lodging: &Lodging<'_>)
 pub(crate) mod tests {
     use std::num::NonZeroU16;
 
-    use model::{ContainerSpec, CpuAllocation, EnvVar, InstanceId, Probe, Region, RevisionKey, Sandbox, ServiceKey};
+    use model::{
+        ContainerSpec, CpuAllocation, InstanceId, Probe, Region, ResolvedVar, RevealedVariable, RevisionKey, Sandbox,
+        SecretItem, SecretValue, ServiceKey, VersionRef, Volume, VolumeMount,
+    };
 
     use super::*;
 
@@ -282,7 +294,7 @@ pub(crate) mod tests {
                 command: Vec::new(),
                 args: Vec::new(),
                 working_dir: None,
-                env: vec![EnvVar {
+                env: vec![ResolvedVar {
                     name: "PORT".to_owned(),
                     value: "8080".to_owned(),
                 }],
@@ -297,6 +309,7 @@ pub(crate) mod tests {
             sidecars: Vec::new(),
             port: NonZeroU16::new(8080).expect("not zero"),
             volumes: Vec::new(),
+            secrets: Revealed::default(),
             startup_cpu_boost: false,
             cpu_allocation: CpuAllocation::Request,
             sandbox: Sandbox::Gen2,
@@ -314,6 +327,11 @@ pub(crate) mod tests {
         }
     }
 
+    static NO_SECRETS: Revealed = Revealed {
+        variables: Vec::new(),
+        files: Vec::new(),
+    };
+
     fn lodging(one_tree: bool) -> Lodging<'static> {
         Lodging {
             root: Path::new("/run/homerun/0123abcd/box/merged"),
@@ -323,8 +341,60 @@ pub(crate) mod tests {
             limits_swap: true,
             open_files: 20_000,
             volumes: Path::new("/run/homerun/0123abcd/volumes/iab"),
+            secrets: &NO_SECRETS,
             joins: None,
         }
+    }
+
+    #[test]
+    fn secrets_are_variables_and_files_to_read() {
+        let mut spec = spec();
+        spec.volumes = vec![Volume {
+            name: "keys".to_owned(),
+            source: VolumeSource::Secret {
+                secret: "s".parse().expect("a name"),
+                items: vec![SecretItem {
+                    version: VersionRef::Latest,
+                    path: "key".to_owned(),
+                    mode: None,
+                }],
+                mode: None,
+            },
+        }];
+        spec.container.mounts = vec![VolumeMount {
+            volume: "keys".to_owned(),
+            path: "/keys".to_owned(),
+        }];
+        let variable = |container: &str, name: &str| RevealedVariable {
+            container: container.to_owned(),
+            name: name.to_owned(),
+            value: SecretValue::new(b"hunter2".to_vec()),
+        };
+        let secrets = Revealed {
+            variables: vec![variable("", "LANG"), variable("another", "OTHER")],
+            files: Vec::new(),
+        };
+        let lodging = Lodging {
+            secrets: &secrets,
+            ..lodging(false)
+        };
+        let made = configuration(&spec, &spec.container, &image(), &User::default(), &lodging).expect("a command");
+        let env = made["process"]["env"].as_array().expect("a list");
+        assert_eq!(env[0], "LANG=hunter2", "in place of the image's");
+        assert!(
+            !env.iter()
+                .any(|entry| entry.as_str().is_some_and(|entry| entry.starts_with("OTHER")))
+        );
+        let mount = made["mounts"].as_array().expect("a list").last().expect("one").clone();
+        assert_eq!(
+            mount,
+            json!({
+                "destination": "/keys",
+                "type": "bind",
+                "source": "/run/homerun/0123abcd/volumes/iab/0/files",
+                "options": ["bind", "ro", "nosuid", "nodev", "noexec"],
+            })
+        );
     }
 
     fn of(spec: &InstanceSpec, one_tree: bool) -> Value {

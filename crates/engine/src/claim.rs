@@ -5,6 +5,7 @@
 //!                   /launcher      the launcher's socket, for the server that comes after a dead one
 //!                   /runtime/      the container runtime's own state
 //!                   /bundles/<id>/ one instance: config.json, pid, log, and a record (0700: environments hold secrets)
+//!                   (where /run is no memory, runtime and bundles are a tmpfs each: no environment lies on a disk)
 //!                   /box/          where each starting instance mounts its root, seen by itself alone
 //! ```
 
@@ -16,7 +17,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock, statfs},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
+
+/// Types of file systems in memory, as statfs(2) gives them: tmpfs and ramfs.
+const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// Where every Homerun of this machine has its directory.
 pub(crate) const RUN: &str = "/run/homerun";
@@ -87,7 +94,22 @@ impl RunDir {
         directory(self.runtime(), 0o700)?;
         directory(self.bundles(), 0o700)?;
         directory(self.all_volumes(), 0o711)?;
-        directory(self.place(), 0o711)
+        directory(self.place(), 0o711)?;
+        for held in [self.runtime(), self.bundles()] {
+            if !is_memory(&held)? {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV;
+                mount("homerun", &held, "tmpfs", flags, Some(c"mode=0700"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes away what [`Self::furnish`] mounted, with all that is in it.
+    pub(crate) fn unmount(&self) {
+        for held in [self.runtime(), self.bundles()] {
+            // Not mounted, or not there: as good.
+            let _ = unmount(&held, UnmountFlags::DETACH);
+        }
     }
 
     /// The last thing that the runtime wrote into its log about an instance: it writes errors only.
@@ -197,6 +219,11 @@ impl Claim {
             Ok(()) | Err(_) => Ok(()),
         }
     }
+}
+
+/// Whether files in it are in memory.
+fn is_memory(directory: &Path) -> io::Result<bool> {
+    Ok(IN_MEMORY.contains(&i128::from(statfs(directory)?.f_type)))
 }
 
 fn has_live_owner(dir: &RunDir) -> bool {

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use crate::{cgroup::Layout, claim, egress};
+use crate::{cgroup::Layout, egress};
 
 /// File systems of the kernel's that every sandbox mounts anew: the kind, where the machine has it, and below it the
 /// directories that are empty for ever, over which anything may be mounted.
@@ -15,9 +15,6 @@ const ANEW: [(&str, &str, &[&str]); 2] = [
     ("proc", "/proc", &["sys/fs/binfmt_misc", "fs/nfsd"]),
     ("sysfs", "/sys", &["fs", "kernel", "firmware/efi/efivars", "hypervisor"]),
 ];
-
-/// Types of file systems in memory, as statfs(2) gives them: tmpfs and ramfs.
-const IN_MEMORY: [i128; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// One thing that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,21 +80,6 @@ pub fn doctor() -> Vec<Finding> {
         ));
     }
     found
-}
-
-/// What lets this machine run instances, but slower than it could. Changes nothing.
-pub fn remarks() -> Vec<Finding> {
-    let run = Path::new(claim::RUN);
-    let there = run.ancestors().find_map(|path| rustix::fs::statfs(path).ok());
-    let is_in_memory = there.is_some_and(|found| IN_MEMORY.contains(&i128::from(found.f_type)));
-    if is_in_memory {
-        return Vec::new();
-    }
-    let run = run.display();
-    vec![finding(
-        format!("{run} is not in memory, and each start of an instance writes small files there"),
-        format!("mkdir -p {run} && mount -t tmpfs -o mode=711 tmpfs {run}, while no Homerun runs"),
-    )]
 }
 
 /// What is mounted over parts of a file system, as a user namespace finds it: the kernel lets it mount one of a kind

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Mutex};
 
-use model::{ExitCause, Fate, InstanceId};
+use model::{Exit, ExitCause, Fate, InstanceId, InstanceState, RevisionKey};
 
 use crate::Engine;
 
@@ -34,6 +34,17 @@ impl OutOfMemory {
 }
 
 impl Engine {
+    /// Shows an instance that cannot be made, for a reason that is known before anything was begun.
+    pub fn refuse(&self, id: &InstanceId, of: &RevisionKey, why: String) {
+        let exit = Exit {
+            cause: ExitCause::NotStarted(why),
+            container: None,
+            was_ready: false,
+            last_lines: Vec::new(),
+        };
+        self.inner.board.add(id, of, InstanceState::Stopped(exit));
+    }
+
     /// What became of an instance, read from the kernel and not from what was observed: right at once when a
     /// connection breaks.
     pub fn fate(&self, id: &InstanceId) -> Fate {

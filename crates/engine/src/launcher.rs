@@ -37,6 +37,7 @@ use crate::{
     keeping::{self, Keeping, Made},
     network, process, rootfs,
     sandbox::{Heard, Infant, Nursery, Plan, Request, Spent},
+    secret_files,
     wire::{self, End, Order, Report, Start},
 };
 
@@ -239,12 +240,13 @@ impl Launcher {
         match order {
             Order::Leave | Order::End | Order::TakeOver { .. } => {}
             Order::Start(start) => {
-                let output = files.split_off(files.len().min(3));
+                let mut output = files.split_off(files.len().min(3));
+                let memory = output.split_off(output.len().min(2)).pop();
                 self.keeping
                     .begin(&start.id, output.into_iter().map(process::aside).collect());
                 let begun = match &start.plan {
                     Some(plan) => self.make(&start, plan, files),
-                    None => self.create(&start, &files).map(|pid| {
+                    None => self.create(&start, &files, memory).map(|pid| {
                         self.creating.insert(pid, start.id.clone());
                     }),
                 };
@@ -258,6 +260,14 @@ impl Launcher {
                 if let Some((pid, _)) = pid {
                     // Not reaped yet, so the number is still its own.
                     let _ = rustix::process::kill_process(*pid, Signal::KILL);
+                }
+            }
+            Order::Renew { id, first_id, secrets } => {
+                let placed = files.pop().ok_or_else(|| io::Error::other("no values came with them"));
+                let placed = placed
+                    .and_then(|memory| secret_files::place(&self.duty.run.volumes(&id), first_id, &secrets, memory));
+                if let Err(error) = placed {
+                    tracing::error!(id, %error, "the files of secrets stay as they were");
                 }
             }
             Order::Forget { id } => self.keeping.forget(&id),
@@ -364,12 +374,18 @@ impl Launcher {
     }
 
     /// Starts the runtime's `create` in a child and returns the child.
-    fn create(&mut self, start: &Start, files: &[OwnedFd]) -> Result<Pid, String> {
+    /// `memory` holds the values of its files of secrets.
+    fn create(&mut self, start: &Start, files: &[OwnedFd], memory: Option<OwnedFd>) -> Result<Pid, String> {
         self.ids(start.first_id)?;
         let (instance, container) = company::whose(&start.id);
         if container == 0 {
-            rootfs::make_volumes(&self.duty.run.volumes(instance), &start.volumes, start.first_id)
+            let volumes = self.duty.run.volumes(instance);
+            rootfs::make_volumes(&volumes, &start.volumes, start.first_id)
                 .map_err(rootfs::describe("make the instance's volumes"))?;
+            if let Some(memory) = memory {
+                secret_files::place(&volumes, start.first_id, &start.secrets, memory)
+                    .map_err(rootfs::describe("write the instance's files of secrets"))?;
+            }
         }
         let group = Groups::new(&self.layout, &self.duty.id8, instance)
             .make_unified()

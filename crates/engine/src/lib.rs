@@ -48,6 +48,7 @@ mod room;
 mod rootfs;
 mod sandbox;
 mod seccomp;
+mod secret_files;
 mod settings;
 mod sweep;
 mod usage;
@@ -91,7 +92,7 @@ pub use crate::{
     builder::{
         BUILDER, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, Privileges, builder_main, libraries_of,
     },
-    doctor::{Finding, builder_program, doctor, remarks},
+    doctor::{Finding, builder_program, doctor},
     egress::{EGRESS, egress_main},
     error::{OpenError, StartError, StopError},
     gvisor::first_generation,

@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use model::{ContainerSpec, ExitCause, InstanceSpec, Sandbox, Severity, Stream};
+use model::{ContainerSpec, ExitCause, InstanceSpec, Revealed, Sandbox, Severity, Stream};
 use rustix::fs::{Gid, Uid};
 use tokio::{
     io::unix::AsyncFd,
@@ -53,6 +53,7 @@ use crate::{
     phases::{Made, Ordered},
     probe, process, records,
     sandbox::Spent,
+    secret_files,
     watched::watched,
     wire::{End, Order, Start},
 };
@@ -65,7 +66,9 @@ const BOOST: Duration = Duration::from_secs(10);
 /// What the engine knows of one instance beside what it shows.
 #[derive(Debug)]
 pub(crate) struct Entry {
+    /// Without its values of secrets.
     pub(crate) spec: InstanceSpec,
+    pub(crate) secrets: tokio::sync::Mutex<Secrets>,
     /// Given back at the end, though the entry is kept until it is forgotten.
     pub(crate) range: Mutex<Option<Range>>,
     pub(crate) first_id: u32,
@@ -81,6 +84,14 @@ pub(crate) struct Entry {
     pub(crate) cpu: Arc<Cpu>,
     pub(crate) running: OnceLock<Running>,
     pub(crate) over: OnceLock<ExitCause>,
+}
+
+/// The values that an instance waits for. They are dropped once it has them.
+#[derive(Debug, Default)]
+pub(crate) struct Secrets {
+    pub(crate) revealed: Revealed,
+    /// The launcher has its files: they change with an order of their own.
+    pub(crate) asked: bool,
 }
 
 /// What the launcher reports of one instance.
@@ -211,6 +222,7 @@ impl Life {
         }
         self.culprit = 0;
         drop(turn);
+        self.entry.secrets.lock().await.revealed = Revealed::default();
         let (_, network) = shared.expect("an instance has a container");
         let running = Running { network, containers };
         self.entry.running.set(running).expect("an instance begins once");
@@ -237,6 +249,10 @@ impl Life {
             Sandbox::Gen1 => Some(self.engine.gvisor().await.map_err(ExitCause::NotStarted)?),
             Sandbox::Gen2 => None,
         };
+        // Held until the launcher was asked: values that change meanwhile come after it.
+        let mut secrets = entry.secrets.lock().await;
+        let revealed = secrets.revealed.clone();
+        let values = if index == 0 { revealed.files.clone() } else { Vec::new() };
         let Prepared {
             layers,
             owner,
@@ -244,7 +260,9 @@ impl Life {
             gvisor,
         } = {
             let (engine, entry) = (Arc::clone(&self.engine), Arc::clone(&entry));
-            let written = tokio::task::spawn_blocking(move || furnish(&engine, &entry, index, unpacked, gvisor, joins));
+            let written = tokio::task::spawn_blocking(move || {
+                furnish(&engine, &entry, index, unpacked, gvisor, joins, &revealed)
+            });
             let written = written
                 .await
                 .map_err(|error| not_started(format!("preparing failed: {error}")))?;
@@ -257,15 +275,21 @@ impl Life {
         };
         let files = (|| {
             let (stdout, stderr) = (open(Stream::Stdout)?, open(Stream::Stderr)?);
-            let files = [process::empty_input()?, stdout.0, stderr.0, stdout.1, stderr.1];
+            let mut files = vec![process::empty_input()?, stdout.0, stderr.0, stdout.1, stderr.1];
             for file in &files[..3] {
                 // So that the instance's user may open /dev/stdin, /dev/stdout and /dev/stderr again.
                 let (user, group) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
                 rustix::fs::fchown(file, Some(user), Some(group))?;
             }
-            io::Result::Ok(files)
+            let mut listed = Vec::new();
+            if !values.is_empty() {
+                let (list, memory) = secret_files::pack(&values)?;
+                listed = list;
+                files.push(memory);
+            }
+            io::Result::Ok((files, listed))
         })();
-        let files = files.map_err(|error| not_started(format!("cannot make a pipe: {error}")))?;
+        let (files, listed) = files.map_err(|error| not_started(format!("cannot make a pipe: {error}")))?;
         let names = (0..=spec.sidecars.len()).filter_map(|index| company::log_name(spec, index));
         let order = Order::Start(Start {
             id: id.clone(),
@@ -275,12 +299,14 @@ impl Life {
             gvisor,
             names: names.map(str::to_owned).collect(),
             volumes: spec.volumes.iter().map(|volume| size_of_volume(volume, spec)).collect(),
+            secrets: listed,
         });
         let asked = std::time::Instant::now();
-        link.order(&order, &files.each_ref())
+        link.order(&order, &files.iter().collect::<Vec<_>>())
             .await
             .map_err(|error| not_started(format!("cannot reach the launcher: {error}")))?;
-        drop(files);
+        secrets.asked = true;
+        drop((files, values, secrets));
 
         if let Ok(created) = timeout(CREATE_PATIENCE, self.created()).await {
             return created.map(|created| (created, asked));
@@ -491,9 +517,19 @@ impl Life {
 impl Entry {
     /// Of an instance that nothing has happened to yet, and where its events arrive: at most one of each kind, and one
     /// loss per launcher that it outlives while it is being prepared.
-    pub(crate) fn new(engine: &Inner, spec: InstanceSpec, range: Range, parked: bool) -> (Self, mpsc::Receiver<Event>) {
+    pub(crate) fn new(
+        engine: &Inner,
+        mut spec: InstanceSpec,
+        range: Range,
+        parked: bool,
+    ) -> (Self, mpsc::Receiver<Event>) {
         let (sender, events) = mpsc::channel(64);
+        let secrets = std::mem::take(&mut spec.secrets);
         let entry = Self {
+            secrets: tokio::sync::Mutex::new(Secrets {
+                revealed: secrets,
+                asked: false,
+            }),
             groups: Groups::new(&engine.layout, &engine.id8, spec.id.as_str()),
             first_id: range.first(),
             range: Mutex::new(Some(range)),

@@ -26,6 +26,8 @@ use rustix::{
     thread::UnshareFlags,
 };
 
+use crate::{secret_files, wire::VolumeSize};
+
 /// How many ids an instance has of its own.
 pub(crate) const IDS: u32 = 65_536;
 
@@ -108,16 +110,23 @@ pub(crate) fn assemble(
     furnish(first_id, names).map_err(describe("write /etc and /tmp of the instance"))
 }
 
-/// Makes the volumes of an instance below `place`: each a tmpfs that belongs to root inside and is open to every user
-/// there. Whoever writes a page is charged for it.
-pub(crate) fn make_volumes(place: &Path, sizes: &[u64], first_id: u32) -> io::Result<()> {
-    for (index, size) in sizes.iter().enumerate() {
+/// Makes the volumes of an instance below `place`: each a tmpfs that belongs to root inside and, unless it is a secret's,
+/// is open to every user there. Whoever writes a page is charged for it.
+pub(crate) fn make_volumes(place: &Path, sizes: &[VolumeSize], first_id: u32) -> io::Result<()> {
+    for (index, volume) in sizes.iter().enumerate() {
+        let (mode, size) = match volume {
+            VolumeSize::Memory(size) => ("1777", size),
+            VolumeSize::Secret(size) => ("0755", size),
+        };
         let point = place.join(index.to_string());
         fs::DirBuilder::new().recursive(true).mode(0o711).create(&point)?;
-        let options = format!("mode=1777,uid={first_id},gid={first_id},size={size}");
+        let options = format!("mode={mode},uid={first_id},gid={first_id},size={size}");
         let options = std::ffi::CString::new(options).expect("no zero byte in it");
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         mount("tmpfs", &point, "tmpfs", flags, Some(options.as_c_str()))?;
+        if let VolumeSize::Secret(_) = volume {
+            secret_files::furnish(&point, first_id)?;
+        }
     }
     Ok(())
 }

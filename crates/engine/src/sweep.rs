@@ -1,5 +1,5 @@
-//! Removing what a Homerun left that did not end in order: processes, control groups, the runtime's state. Mounts and
-//! namespaces need no sweep, they end with the processes that hold them.
+//! Removing what a Homerun left that did not end in order: processes, control groups, the runtime's state. Mounts of
+//! instances and namespaces need no sweep, they end with the processes that hold them.
 
 use std::{collections::BTreeSet, fs, io, path::Path};
 
@@ -15,6 +15,7 @@ use crate::{
 /// Clears everything of a Homerun but its claim, which the caller has.
 pub(crate) fn sweep(id8: &str, run: &RunDir, layout: &Layout) -> io::Result<()> {
     cgroup::clear(layout, Path::new(&cgroup::parent_name(id8)))?;
+    run.unmount();
     for leftover in [run.runtime(), run.bundles(), run.place()] {
         match fs::remove_dir_all(&leftover) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -18,23 +18,31 @@ use crate::{
     gvisor::Gvisor,
     launcher::Duty,
     sandbox::{Plan, Spent},
+    secret_files::SecretFile,
 };
 
 /// Longest message, bytes. The layers of an image are at most 127 paths.
 const LONGEST: usize = 128 << 10;
 /// Most open files beside one message.
-const MOST_FILES: usize = 5;
+const MOST_FILES: usize = 6;
 /// Goes up with every change of these messages, of what is in them and of what is kept in records: servers take over
 /// launchers of their own version only.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// From the server to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Order {
     /// The first word of a server that takes over.
     TakeOver { version: u32, duty: Duty },
-    /// With the files that become standard input, output and error, and those from which the last two are read.
+    /// With the files that become standard input, output and error, those from which the last two are read, and where
+    /// there are files of secrets, the memory that holds their values.
     Start(Start),
+    /// Files of secrets of an instance that has them, with the memory that holds their values.
+    Renew {
+        id: String,
+        first_id: u32,
+        secrets: Vec<SecretFile>,
+    },
     /// Give up a start that has not been reported yet.
     Abort { id: String },
     /// Its end was taken note of.
@@ -60,8 +68,19 @@ pub(crate) struct Start {
     pub(crate) gvisor: Option<Gvisor>,
     /// What else `/etc/hosts` calls 127.0.0.1: every container of an instance that has several.
     pub(crate) names: Vec<String>,
-    /// The most bytes of each volume; made with the first container.
-    pub(crate) volumes: Vec<u64>,
+    /// Made with the first container.
+    pub(crate) volumes: Vec<VolumeSize>,
+    /// Put into the volumes before the first container is made.
+    pub(crate) secrets: Vec<SecretFile>,
+}
+
+/// A volume, with the most bytes that it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum VolumeSize {
+    /// Containers write it.
+    Memory(u64),
+    /// Files of a secret; containers read them.
+    Secret(u64),
 }
 
 /// From the launcher to the server.

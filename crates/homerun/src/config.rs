@@ -96,6 +96,9 @@ pub(crate) struct Flags {
     /// gcr.io/buildpacks/builder:google-22 [default: none; a Dockerfile is written for them]
     #[arg(long, env = "HOMERUN_BUILD_BUILDER", value_name = "IMAGE", value_parser = image_name)]
     build_builder: Option<String>,
+    /// File with a passphrase for the keys of secrets; once given, it is needed at every start [default: none]
+    #[arg(long, env = "HOMERUN_SECRETS_PASSPHRASE_FILE", value_name = "FILE")]
+    secrets_passphrase_file: Option<PathBuf>,
     /// The configuration file [default: /etc/homerun/homerun.toml, when it is there]
     #[arg(long, env = "HOMERUN_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -104,6 +107,7 @@ pub(crate) struct Flags {
 /// The file's keys are the flags' names.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[expect(clippy::struct_field_names, reason = "named after the flags")]
 struct File {
     data_dir: Option<PathBuf>,
     api: Option<SocketAddr>,
@@ -127,6 +131,7 @@ struct File {
     #[serde(default)]
     build_base: BTreeMap<String, String>,
     build_builder: Option<String>,
+    secrets_passphrase_file: Option<PathBuf>,
 }
 
 /// What is in force.
@@ -160,6 +165,8 @@ pub(crate) struct Config {
     pub(crate) build_bases: build::Bases,
     /// The builder's image of those that are built by buildpacks.
     pub(crate) build_builder: Option<String>,
+    /// Of the keys of secrets.
+    pub(crate) secrets_passphrase_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -310,6 +317,7 @@ impl Config {
             },
             build_bases,
             build_builder: flags.build_builder.or(file_builder),
+            secrets_passphrase_file: flags.secrets_passphrase_file.or(file.secrets_passphrase_file),
         })
     }
 }
@@ -318,6 +326,21 @@ fn image_name(text: &str) -> Result<String, String> {
     match text.parse::<image::Reference>() {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(format!("\"{text}\" is not the name of an image: {error}")),
+    }
+}
+
+impl Config {
+    /// Of the keys of secrets: the first line of the file that was named.
+    pub(crate) fn passphrase(&self) -> anyhow::Result<Option<model::SecretValue>> {
+        let Some(file) = &self.secrets_passphrase_file else {
+            return Ok(None);
+        };
+        let named = || format!("--secrets-passphrase-file {}", file.display());
+        let mut bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", named()))?;
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+        bytes.truncate(end);
+        anyhow::ensure!(!bytes.is_empty(), "{} is empty", named());
+        Ok(Some(model::SecretValue::new(bytes)))
     }
 }
 

@@ -1,5 +1,5 @@
 //! `homerun doctor`: what the machine lacks, and the command that mends it. A machine without gVisor is fine, and is told
-//! that the first generation is missing; so is one that is slower than it could be, and is told why.
+//! that the first generation is missing.
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
@@ -34,9 +34,6 @@ pub(crate) fn main(words: &[OsString]) -> ExitCode {
     let findings = engine::doctor();
     for finding in &findings {
         let _ = writeln!(out, "lacking  {}\n  mend   {}", finding.problem, finding.remedy);
-    }
-    for remark in engine::remarks() {
-        let _ = writeln!(out, "slow     {}\n  mend   {}", remark.problem, remark.remedy);
     }
     match engine::first_generation() {
         Ok(told) => drop(writeln!(out, "gen1     {told}")),

@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod doctor;
 mod handover;
+mod invoker;
 mod status;
 mod up;
 mod upgrade;

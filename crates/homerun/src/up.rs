@@ -102,6 +102,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         bail!("this machine cannot run containers yet:\n  {}", lines.join("\n  "));
     }
     raise_open_files();
+    stay_out_of_core_dumps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("homerun")
@@ -168,6 +169,15 @@ fn raise_open_files() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays where it is");
+    }
+}
+
+/// Values of secrets pass through this process: the kernel writes no core file of it, whoever collects them, and nobody
+/// but root reads its memory. What it starts is not bound by that.
+fn stay_out_of_core_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a core dump of this process would hold values of secrets");
     }
 }
 

@@ -1,7 +1,8 @@
 //! Joins the crates: makes the channels, hands each its ends, and takes them down in order.
 
+mod leaving;
+
 use std::{
-    collections::BTreeSet,
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -25,6 +26,7 @@ use tokio::{
 use crate::{
     config::Config,
     handover::{Busy, Inheritance, Sockets},
+    invoker,
 };
 
 /// Lines of output that may wait for the journal.
@@ -32,12 +34,6 @@ const LOG_LINES: usize = 4096;
 /// How long an instance may take to end at shutdown (container contract).
 const GRACE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
-/// How long requests without an instance may keep a new binary waiting.
-const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the last lines may take to the journal.
-const WRITE_PATIENCE: Duration = Duration::from_secs(2);
-/// How late the next one hears that an instance has a request of ours, or none any more.
-const TELL_EVERY: Duration = Duration::from_millis(20);
 
 /// The hello image's program, built by `build.rs`.
 static HELLO: &[u8] = include_bytes!(env!("HOMERUN_HELLO"));
@@ -61,6 +57,7 @@ pub(crate) struct Homerun {
     builds: JoinHandle<()>,
     /// Following routes and endpoints, and writing down lines: end by themselves when their senders are gone.
     followers: Vec<JoinHandle<()>>,
+    rotating: JoinHandle<()>,
     /// The ports once more, for the next one.
     sockets: Sockets,
     kept: Kept,
@@ -83,7 +80,16 @@ impl Homerun {
         let keys = Arc::new(identity::Keys::open(
             &data_dir.join("identity"),
             config.project.as_str(),
+            crate::seconds(),
         )?);
+        let passphrase = config.passphrase()?;
+        let vault = {
+            let dir = data_dir.join("secrets");
+            // A passphrase takes a while.
+            let opened = tokio::task::spawn_blocking(move || secret::Vault::open(&dir, passphrase.as_ref()));
+            let vault = opened.await.context("opening the keys of secrets broke off")?;
+            Arc::new(vault.context("cannot use the keys of secrets (--secrets-passphrase-file)")?)
+        };
         let authority = Arc::new(door::Authority::open(&data_dir.join("ca"), crate::seconds())?);
         let images = Images::open(&data_dir.join("images"))?;
         let objects = bucket::Objects::open(&data_dir.join("storage"))?;
@@ -110,6 +116,7 @@ impl Homerun {
         } = sockets.share().context("cannot share sockets")?;
         let api = api_listener.local_addr()?;
 
+        let conditions = Arc::new(identity::Conditions::default());
         let (lines, log) = mpsc::channel(LOG_LINES);
         let (starts, started) = mpsc::channel(LOG_LINES);
         let engine = Engine::open(engine::Settings {
@@ -128,7 +135,7 @@ impl Homerun {
         })
         .await?;
         let engine = Arc::new(engine);
-        engine.lend(&instances_of(&busy.borrow()));
+        engine.lend(&leaving::instances_of(&busy.borrow()));
 
         let (routes, routes_seen) = watch::channel(Arc::new(RouteTable::default()));
         let (endpoints, endpoints_seen) = watch::channel(Arc::new(Endpoints::default()));
@@ -138,7 +145,7 @@ impl Homerun {
             routes: routes_seen,
             endpoints: endpoints_seen,
             instances: instances(&engine),
-            invokers: invokers(&keys),
+            invokers: invoker::invokers(&keys, &store, &conditions, &config.project),
             record: {
                 let journal = journal.clone();
                 Box::new(move |record| journal.write(&Entry::Request(record)))
@@ -178,7 +185,9 @@ impl Homerun {
             store: store.clone(),
             engine: engine.clone(),
             images: images.clone(),
+            vault: vault.clone(),
             site: site.clone(),
+            holds: invoker::holds(&conditions, &site.project),
             idle_retention: config.idle_retention,
             parked: config.parked,
             demand: {
@@ -249,6 +258,7 @@ impl Homerun {
             store,
             images,
             objects,
+            vault,
             keys,
             site,
             now: crate::now,
@@ -256,6 +266,7 @@ impl Homerun {
                 let journal = journal.clone();
                 Box::new(move |entry| journal.write(&entry))
             },
+            conditions,
             decisions: Box::new(move |service| decisions.of_service(service)),
             held: Box::new(held),
             operations: api::Operations::default(),
@@ -268,6 +279,11 @@ impl Homerun {
                 https,
             },
         });
+        let rotating = tokio::spawn(invoker::rotate(surface.keys.clone()));
+        surface
+            .establish()
+            .await
+            .context("cannot write down who owns this Homerun")?;
         let (stop_control, control_stopped) = oneshot::channel();
         let control = tokio::spawn(control.run(async move { drop(control_stopped.await) }));
         // Control's first turn. Until then clients wait in the kernel's queue: nobody hears that a service is not there.
@@ -319,6 +335,7 @@ impl Homerun {
             stop_builds,
             builds,
             followers,
+            rotating,
             sockets,
             kept,
             lending,
@@ -328,6 +345,7 @@ impl Homerun {
     /// No new connections; requests under way end within `limit`; then control, the instances, and what is left.
     pub(crate) async fn stop(self, limit: Duration) {
         self.lending.abort();
+        self.rotating.abort();
         drop(self.sockets);
         drop(self.kept);
         drop(self.stop_door);
@@ -362,124 +380,11 @@ impl Homerun {
     }
 }
 
-/// A Homerun that has handed over and ends its requests.
-pub(crate) struct Leaving {
-    listening: listen::Listening,
-    door: JoinHandle<door::Drained>,
-    ingress: Arc<Ingress>,
-    engine: Arc<Engine>,
-    journal: Journal,
-    followers: Vec<JoinHandle<()>>,
-    pub(crate) sockets: Sockets,
-}
-
-impl Homerun {
-    /// Takes no connection any more, and gives up everything that only one process may have: the store, the claim, the
-    /// instances. Requests under way go on, and so do clients that have a connection, with the next one's instances.
-    pub(crate) async fn leave(self) -> Leaving {
-        self.lending.abort();
-        // Those that wait for an instance get theirs while there is somebody who starts it: first all, then those that
-        // came in before the doors closed.
-        nobody_waits(&self.kept.ingress).await;
-        self.listening.pause();
-        drop(self.stop_door);
-        nobody_waits(&self.kept.ingress).await;
-        // Those that run begin again with the next one.
-        drop(self.stop_builds);
-        if let Err(error) = self.builds.await {
-            tracing::error!(%error, "builds broke off");
-        }
-        drop(self.stop_control);
-        if let Err(error) = self.control.await {
-            tracing::error!(%error, "control broke off");
-        }
-        let store = self.kept.store;
-        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
-            tracing::error!(%error, "closing the store broke off");
-        }
-        self.engine.leave().await;
-        Leaving {
-            listening: self.listening,
-            door: self.door,
-            ingress: self.kept.ingress,
-            engine: self.engine,
-            journal: self.journal,
-            followers: self.followers,
-            sockets: self.sockets,
-        }
-    }
-}
-
-impl Leaving {
-    /// Its requests, and in which instances they are.
-    pub(crate) fn busy(&self) -> Busy {
-        busy_of(&self.ingress)
-    }
-
-    /// Until every request has ended, or for at most so long; tells meanwhile which are left.
-    pub(crate) async fn end(self, limit: Duration, mut tell: impl FnMut(Busy)) {
-        let mut told = None;
-        let ingress = self.ingress.clone();
-        let mut draining = std::pin::pin!(async { tokio::join!(self.listening.outlast(limit), self.door) });
-        loop {
-            let now = busy_of(&ingress);
-            if told.as_ref() != Some(&now) {
-                tell(now.clone());
-                told = Some(now);
-            }
-            tokio::select! {
-                (cut, door) = &mut draining => {
-                    let cut = cut + door.map_or(0, |drained| drained.cut);
-                    if cut > 0 {
-                        tracing::warn!(connections = cut, "cut off at the deadline");
-                    }
-                    break;
-                }
-                () = tokio::time::sleep(TELL_EVERY) => {}
-            }
-        }
-        tell(Busy::new());
-        drop(ingress);
-        let [following, lines, starts] = <[_; 3]>::try_from(self.followers).expect("three are made");
-        following.abort();
-        // What it held goes with it.
-        drop(following.await);
-        drop((self.ingress, self.engine));
-        if tokio::time::timeout(WRITE_PATIENCE, async { tokio::join!(lines, starts) })
-            .await
-            .is_err()
-        {
-            tracing::warn!("the last lines of instances may be missing in the log");
-        }
-        drop(self.journal);
-    }
-}
-
-/// Until no request waits for an instance, or for [`QUEUE_PATIENCE`].
-async fn nobody_waits(ingress: &Ingress) {
-    let patience = tokio::time::Instant::now() + QUEUE_PATIENCE;
-    while ingress.demand().revisions.values().any(|of| of.queued > 0) && tokio::time::Instant::now() < patience {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 async fn lend(engine: Arc<Engine>, mut busy: watch::Receiver<Arc<Busy>>) {
     while busy.changed().await.is_ok() {
-        let instances = instances_of(&busy.borrow_and_update());
+        let instances = leaving::instances_of(&busy.borrow_and_update());
         engine.lend(&instances);
     }
-}
-
-fn busy_of(ingress: &Ingress) -> Busy {
-    let of = ingress.demand().revisions.into_iter().flat_map(|(revision, of)| {
-        let busy = of.instances.into_iter().filter(|instance| instance.in_flight > 0);
-        busy.map(move |instance| (revision.clone(), instance.instance, instance.in_flight))
-    });
-    of.collect()
-}
-
-fn instances_of(busy: &Busy) -> BTreeSet<InstanceId> {
-    busy.iter().map(|(_, instance, _)| instance.clone()).collect()
 }
 
 /// Made if missing, and its real path: everything shared on the machine is named after it.
@@ -547,27 +452,10 @@ fn instances(engine: &Arc<Engine>) -> ingress::Instances {
     }
 }
 
-/// Identity tokens are good for the service's own URLs and, as on Cloud Run, for gcloud's client id.
-fn invokers(keys: &Arc<identity::Keys>) -> ingress::Invokers {
-    let owner = keys.owner().caller().email.clone();
-    let keys = keys.clone();
-    ingress::Invokers {
-        check: Box::new(move |token, urls| {
-            let accepted = |audience: &str| {
-                audience == identity::GCLOUD_AUDIENCE || urls.iter().any(|url| url == audience.trim_end_matches('/'))
-            };
-            keys.issuer()
-                .check_identity(token, accepted, crate::seconds())
-                .map(|caller| caller.email)
-                .map_err(|error| error.to_string())
-        }),
-        owner,
-    }
-}
-
 fn answered_by_api(surface: Arc<api::Surface>) -> door::Answer {
-    Arc::new(move |arrival, request| {
+    Arc::new(move |arrival, mut request| {
         let surface = surface.clone();
+        request.extensions_mut().insert(api::Peer(arrival.peer));
         Box::pin(async move { api::answer(&surface, &arrival.host, request).await })
     })
 }

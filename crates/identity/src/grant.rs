@@ -2,13 +2,20 @@
 //!
 //! One grant is served: a service account's signed assertion (RFC 7523) for an access token or an ID token. Refresh
 //! tokens belong to user logins, which this Homerun does not have, so no refresh token was ever given out.
+//!
+//! Accounts and their keys are kept elsewhere and looked up by e-mail. The owner's own key, whose file lies beside the
+//! issuer's, is always one of the owner's account.
 
+use std::sync::Arc;
+
+use model::{ServiceAccount, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::jwt::Flaw;
+use crate::account;
+use crate::jwt::{self, Flaw, Signed};
 use crate::key::Keys;
-use crate::token::TOKEN_SECONDS;
+use crate::token::{Caller, TOKEN_SECONDS};
 
 /// The endpoint as key files name it, and therefore the audience of an assertion.
 pub const TOKEN_URI: &str = "https://oauth2.googleapis.com/token";
@@ -41,6 +48,10 @@ pub enum OauthError {
     Signature,
     #[error("account {0:?} is not known here")]
     UnknownAccount(String),
+    #[error("account {0:?} is disabled")]
+    DisabledAccount(String),
+    #[error("key {0:?} of the account is disabled or has expired")]
+    DisabledKey(String),
     #[error("assertion audience is {0:?}, expected {TOKEN_URI}")]
     Audience(String),
     #[error("assertion expired at {expired}, it is {now} (unix seconds)")]
@@ -71,6 +82,8 @@ impl OauthError {
             | Self::UnknownKey(_)
             | Self::Signature
             | Self::UnknownAccount(_)
+            | Self::DisabledAccount(_)
+            | Self::DisabledKey(_)
             | Self::Audience(_)
             | Self::Expired { .. }
             | Self::NotYetValid { .. }
@@ -107,22 +120,69 @@ struct Assertion {
 }
 
 impl Keys {
-    /// Answers the decoded form of a token request: the JSON body of a 200, or the error of a 400. `now` in Unix
-    /// seconds.
-    pub fn token_endpoint(&self, form: &[(String, String)], now: u64) -> Result<Value, OauthError> {
+    /// Answers the decoded form of a token request: the JSON body of a 200, or the error of a 400. `account` finds one by
+    /// its e-mail; `now` in Unix seconds.
+    pub fn token_endpoint(
+        &self,
+        form: &[(String, String)],
+        account: impl FnOnce(&str) -> Option<Arc<ServiceAccount>>,
+        now: u64,
+    ) -> Result<Value, OauthError> {
         match parameter(form, "grant_type")? {
-            JWT_BEARER => self.exchange(parameter(form, "assertion")?, now),
+            JWT_BEARER => self.exchange(parameter(form, "assertion")?, account, now),
             "refresh_token" => Err(OauthError::RefreshToken),
             other => Err(OauthError::GrantType(other.to_owned())),
         }
     }
 
-    fn exchange(&self, assertion: &str, now: u64) -> Result<Value, OauthError> {
-        let owner = self.owner().caller();
-        let claims: Assertion = self.owner().key().check(assertion)?.claims()?;
-        if claims.iss != owner.email {
-            return Err(OauthError::UnknownAccount(claims.iss));
+    /// What the assertion says and whose it is, its signature checked with a key of the account that it names.
+    fn signed_by(
+        &self,
+        assertion: &str,
+        account: impl FnOnce(&str) -> Option<Arc<ServiceAccount>>,
+        now: u64,
+    ) -> Result<(Signed, Caller), OauthError> {
+        // which account to look for; believed only once the signature holds
+        let (kid, claimed): (_, Claimed) = jwt::unchecked(assertion)?;
+        let owner = self.owner();
+        let is_owner = claimed.iss == owner.caller().email;
+        if is_owner && kid.as_deref() == Some(owner.key().id()) {
+            return Ok((owner.key().check(assertion)?, owner.caller().clone()));
         }
+        let account = match account(&claimed.iss) {
+            Some(account) => account,
+            None if is_owner => return Err(OauthError::UnknownKey(kid)),
+            None => return Err(OauthError::UnknownAccount(claimed.iss)),
+        };
+        let key = account.keys.iter().find(|key| Some(&key.id) == kid.as_ref());
+        let Some(key) = key else {
+            return Err(OauthError::UnknownKey(kid));
+        };
+        let checking = account::checking_key(key).ok_or_else(|| OauthError::UnknownKey(kid.clone()))?;
+        let signed = checking.check(assertion)?;
+        // only who holds the key is told what became of it
+        if account.disabled {
+            return Err(OauthError::DisabledAccount(claimed.iss));
+        }
+        let at = Timestamp::from_micros(i64::try_from(now).unwrap_or(i64::MAX).saturating_mul(1_000_000));
+        if account.usable_key(&key.id, at).is_none() {
+            return Err(OauthError::DisabledKey(key.id.clone()));
+        }
+        let caller = Caller {
+            email: account.email.clone(),
+            subject: account.unique_id.clone(),
+        };
+        Ok((signed, caller))
+    }
+
+    fn exchange(
+        &self,
+        assertion: &str,
+        account: impl FnOnce(&str) -> Option<Arc<ServiceAccount>>,
+        now: u64,
+    ) -> Result<Value, OauthError> {
+        let (signed, caller) = self.signed_by(assertion, account, now)?;
+        let claims: Assertion = signed.claims()?;
         if let Some(subject) = claims.sub
             && subject != claims.iss
         {
@@ -137,17 +197,23 @@ impl Keys {
         in_time(claims.iat, claims.exp, now)?;
         match (nonempty(claims.scope), nonempty(claims.target_audience)) {
             (Some(scope), None) => Ok(json!({
-                "access_token": self.issuer().mint_access(owner, &scope, now),
+                "access_token": self.issuer().mint_access(&caller, &scope, now, TOKEN_SECONDS),
                 "expires_in": TOKEN_SECONDS,
                 "token_type": "Bearer",
             })),
             (None, Some(audience)) => Ok(json!({
-                "id_token": self.issuer().mint_identity(owner, &audience, now),
+                "id_token": self.issuer().mint_identity(&caller, &audience, now),
             })),
             (None, None) => Err(OauthError::NothingAsked),
             (Some(_), Some(_)) => Err(OauthError::BothAsked),
         }
     }
+}
+
+/// The one claim by which a key is found.
+#[derive(Deserialize)]
+struct Claimed {
+    iss: String,
 }
 
 fn in_time(issued: u64, expires: u64, now: u64) -> Result<(), OauthError> {
@@ -179,237 +245,4 @@ fn parameter<'a>(form: &'a [(String, String)], name: &'static str) -> Result<&'a
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::account::{Ask, ServiceAccountKey, sign_assertion};
-    use crate::token::{CLOUD_PLATFORM_SCOPE, GCLOUD_AUDIENCE};
-
-    const NOW: u64 = 1_800_000_000;
-
-    struct Setting {
-        keys: Keys,
-        account: ServiceAccountKey,
-        _dir: tempfile::TempDir,
-    }
-
-    fn setting() -> Setting {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let keys = Keys::open(dir.path(), "my-project").expect("opens");
-        let account = ServiceAccountKey::read(keys.owner_key_file()).expect("reads");
-        Setting {
-            keys,
-            account,
-            _dir: dir,
-        }
-    }
-
-    fn form(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect()
-    }
-
-    impl Setting {
-        fn post(&self, assertion: &str) -> Result<Value, OauthError> {
-            let form = form(&[("grant_type", JWT_BEARER), ("assertion", assertion)]);
-            self.keys.token_endpoint(&form, NOW)
-        }
-
-        /// Good claims, changed by `change`, signed with the account's own key.
-        fn post_claims(&self, change: impl FnOnce(&mut Value)) -> Result<Value, OauthError> {
-            let mut claims = json!({
-                "iss": self.account.client_email,
-                "aud": TOKEN_URI,
-                "iat": NOW,
-                "exp": NOW + 3600,
-                "scope": CLOUD_PLATFORM_SCOPE,
-            });
-            change(&mut claims);
-            let key = self.account.signing_key().expect("a key");
-            self.post(&key.sign("JWT", &claims))
-        }
-    }
-
-    #[test]
-    fn a_scope_is_exchanged_for_an_access_token() {
-        let setting = setting();
-        let ask = Ask::Scope(CLOUD_PLATFORM_SCOPE);
-        let assertion = sign_assertion(&setting.account, ask, NOW).expect("signs");
-        let answer = setting.post(&assertion).expect("a token");
-        assert_eq!(answer["expires_in"], 3599);
-        assert_eq!(answer["token_type"], "Bearer");
-        let token = answer["access_token"].as_str().expect("text");
-        let caller = setting.keys.issuer().check_access(token, NOW);
-        assert_eq!(caller.as_ref(), Ok(setting.keys.owner().caller()));
-    }
-
-    #[test]
-    fn an_audience_is_exchanged_for_an_id_token() {
-        let setting = setting();
-        let ask = Ask::Audience(GCLOUD_AUDIENCE);
-        let assertion = sign_assertion(&setting.account, ask, NOW).expect("signs");
-        let answer = setting.post(&assertion).expect("a token");
-        assert!(answer.get("access_token").is_none());
-        let token = answer["id_token"].as_str().expect("text");
-        let accepts = |audience: &str| audience == GCLOUD_AUDIENCE;
-        let caller = setting.keys.issuer().check_identity(token, accepts, NOW);
-        assert_eq!(caller.as_ref(), Ok(setting.keys.owner().caller()));
-    }
-
-    #[test]
-    fn an_assertion_is_no_token() {
-        let setting = setting();
-        let ask = Ask::Scope(CLOUD_PLATFORM_SCOPE);
-        let assertion = sign_assertion(&setting.account, ask, NOW).expect("signs");
-        let issuer = setting.keys.issuer();
-        assert!(issuer.check_access(&assertion, NOW).is_err());
-        assert!(issuer.check_identity(&assertion, |_| true, NOW).is_err());
-        // nor is a token an assertion
-        let token = issuer.mint_identity(setting.keys.owner().caller(), TOKEN_URI, NOW);
-        assert!(matches!(setting.post(&token), Err(OauthError::UnknownKey(Some(_)))));
-    }
-
-    #[test]
-    fn wrong_claims_are_refused_each_in_its_own_words() {
-        let setting = setting();
-        let other = "other@my-project.iam.gserviceaccount.com";
-        assert_eq!(
-            setting.post_claims(|claims| claims["iss"] = other.into()),
-            Err(OauthError::UnknownAccount(other.to_owned()))
-        );
-        assert_eq!(
-            setting.post_claims(|claims| claims["sub"] = other.into()),
-            Err(OauthError::Delegation {
-                account: setting.account.client_email.clone(),
-                subject: other.to_owned()
-            })
-        );
-        assert_eq!(
-            setting.post_claims(|claims| claims["aud"] = "https://other/token".into()),
-            Err(OauthError::Audience("https://other/token".to_owned()))
-        );
-        assert_eq!(
-            setting.post_claims(|claims| claims["exp"] = (NOW + 3601).into()),
-            Err(OauthError::TooLong { seconds: 3601 })
-        );
-        assert_eq!(
-            setting.post_claims(|claims| {
-                claims["iat"] = (NOW - 3660).into();
-                claims["exp"] = (NOW - 60).into();
-            }),
-            Err(OauthError::Expired {
-                expired: NOW - 60,
-                now: NOW
-            })
-        );
-        assert_eq!(
-            setting.post_claims(|claims| {
-                claims["iat"] = (NOW + 61).into();
-                claims["exp"] = (NOW + 600).into();
-            }),
-            Err(OauthError::NotYetValid {
-                issued: NOW + 61,
-                now: NOW
-            })
-        );
-        assert_eq!(
-            setting.post_claims(|claims| claims["scope"] = " ".into()),
-            Err(OauthError::NothingAsked)
-        );
-        assert_eq!(
-            setting.post_claims(|claims| claims["target_audience"] = "x".into()),
-            Err(OauthError::BothAsked)
-        );
-        assert_eq!(
-            setting.post_claims(|claims| claims["iat"] = "soon".into()),
-            Err(OauthError::Malformed("claims"))
-        );
-    }
-
-    #[test]
-    fn clocks_may_differ_by_a_minute() {
-        let setting = setting();
-        let late = setting.post_claims(|claims| {
-            claims["iat"] = (NOW - 3659).into();
-            claims["exp"] = (NOW - 59).into();
-        });
-        assert!(late.is_ok(), "{late:?}");
-        let early = setting.post_claims(|claims| {
-            claims["iat"] = (NOW + 60).into();
-            claims["exp"] = (NOW + 3660).into();
-        });
-        assert!(early.is_ok(), "{early:?}");
-    }
-
-    #[test]
-    fn another_key_or_algorithm_is_refused() {
-        let (ours, theirs) = (setting(), setting());
-        let ask = Ask::Scope(CLOUD_PLATFORM_SCOPE);
-        let foreign = sign_assertion(&theirs.account, ask, NOW).expect("signs");
-        assert_eq!(
-            ours.post(&foreign),
-            Err(OauthError::UnknownKey(Some(theirs.account.private_key_id.clone())))
-        );
-        let mut disguised = theirs.account.clone();
-        disguised.private_key_id = ours.account.private_key_id.clone();
-        let disguised = sign_assertion(&disguised, ask, NOW).expect("signs");
-        assert_eq!(ours.post(&disguised), Err(OauthError::Signature));
-        // {"alg":"none"}
-        let rest = disguised.split_once('.').expect("three parts").1;
-        let unsigned = format!("eyJhbGciOiJub25lIn0.{rest}");
-        assert_eq!(ours.post(&unsigned), Err(OauthError::Algorithm("none".to_owned())));
-    }
-
-    #[test]
-    fn other_grants_and_broken_forms_are_refused() {
-        let setting = setting();
-        for (pairs, error, code) in [
-            (form(&[]), OauthError::Missing("grant_type"), "invalid_request"),
-            (
-                form(&[("grant_type", JWT_BEARER)]),
-                OauthError::Missing("assertion"),
-                "invalid_request",
-            ),
-            (
-                form(&[("grant_type", JWT_BEARER), ("assertion", "a"), ("assertion", "b")]),
-                OauthError::Repeated("assertion"),
-                "invalid_request",
-            ),
-            (
-                form(&[("grant_type", "refresh_token"), ("refresh_token", "1//x")]),
-                OauthError::RefreshToken,
-                "invalid_grant",
-            ),
-            (
-                form(&[("grant_type", "password")]),
-                OauthError::GrantType("password".to_owned()),
-                "unsupported_grant_type",
-            ),
-            (
-                form(&[("grant_type", JWT_BEARER), ("assertion", "abc")]),
-                OauthError::Malformed("parts"),
-                "invalid_grant",
-            ),
-        ] {
-            let refusal = setting.keys.token_endpoint(&pairs, NOW);
-            assert_eq!(refusal, Err(error.clone()));
-            assert_eq!(
-                error.body(),
-                json!({"error": code, "error_description": error.to_string()})
-            );
-        }
-    }
-
-    #[test]
-    fn a_foreign_or_broken_key_file_is_refused() {
-        let user = r#"{"type":"authorized_user","project_id":"p","private_key_id":"","private_key":"",
-            "client_email":"","client_id":"","token_uri":""}"#;
-        let refusal = ServiceAccountKey::from_json(user).expect_err("not a service account");
-        assert!(refusal.to_string().contains("authorized_user"), "{refusal}");
-        let empty = user.replace("authorized_user", "service_account");
-        let refusal = ServiceAccountKey::from_json(&empty).expect_err("no key in it");
-        assert!(refusal.to_string().contains("private_key"), "{refusal}");
-        assert!(ServiceAccountKey::from_json("{}").is_err());
-    }
-}
+mod tests;

@@ -9,7 +9,7 @@ use std::fmt;
 
 use aws_lc_rs::digest;
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der, PublicKeyX509Der};
-use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rand::{self, SystemRandom};
 use aws_lc_rs::rsa::{KeyPair, KeySize, PublicKeyComponents};
 use aws_lc_rs::signature::{KeyPair as _, ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256};
 use base64::Engine as _;
@@ -129,6 +129,21 @@ impl SigningKey {
         })
     }
 
+    /// The public half in DER (X.509's `SubjectPublicKeyInfo`).
+    pub(crate) fn public(&self) -> Result<Vec<u8>, NotAKey> {
+        let der: PublicKeyX509Der<'static> = self.pair.public_key().as_der().map_err(|_| NotAKey)?;
+        Ok(der.as_ref().to_vec())
+    }
+
+    /// The signature of any bytes.
+    pub(crate) fn sign_bytes(&self, content: &[u8]) -> Vec<u8> {
+        let mut signature = vec![0; self.pair.public_modulus_len()];
+        self.pair
+            .sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), content, &mut signature)
+            .expect("a checked RSA key signs any text");
+        signature
+    }
+
     pub(crate) fn sign(&self, kind: &str, claims: &impl Serialize) -> String {
         self.sign_as(&self.id, kind, claims)
     }
@@ -144,29 +159,23 @@ impl SigningKey {
         let mut token = part(&header);
         token.push('.');
         token.push_str(&part(claims));
-        let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair
-            .sign(
-                &RSA_PKCS1_SHA256,
-                &SystemRandom::new(),
-                token.as_bytes(),
-                &mut signature,
-            )
-            .expect("a checked RSA key signs any text");
+        let signature = self.sign_bytes(token.as_bytes());
         token.push('.');
         token.push_str(&URL_SAFE_NO_PAD.encode(signature));
         token
     }
 }
 
-impl CheckingKey {
-    /// The same key under the id that its key file gives it.
-    pub(crate) fn known_as(self, id: String) -> Self {
-        Self { id, ..self }
-    }
+/// A token taken apart, with a header that is taken here. Nothing of it is checked yet.
+struct Parts<'t> {
+    header: Header,
+    signed: &'t str,
+    claims: &'t str,
+    signature: &'t str,
+}
 
-    /// What `token` says, if this key signed it.
-    pub(crate) fn check(&self, token: &str) -> Result<Signed, Flaw> {
+impl<'t> Parts<'t> {
+    fn of(token: &'t str) -> Result<Self, Flaw> {
         let (signed, signature) = token.rsplit_once('.').ok_or(Flaw::Malformed("parts"))?;
         let (header, claims) = signed.split_once('.').ok_or(Flaw::Malformed("parts"))?;
         let header: Header = decoded(header)
@@ -178,6 +187,65 @@ impl CheckingKey {
         if header.crit.is_some() {
             return Err(Flaw::Malformed("header: crit is not supported"));
         }
+        Ok(Self {
+            header,
+            signed,
+            claims,
+            signature,
+        })
+    }
+}
+
+/// Which key a token says that it is signed with, and its claims, **not checked**: good for finding the key to check it
+/// with, and for nothing else.
+pub(crate) fn unchecked<C: DeserializeOwned>(token: &str) -> Result<(Option<String>, C), Flaw> {
+    let parts = Parts::of(token)?;
+    let claims = decoded(parts.claims).ok_or(Flaw::Malformed("claims"))?;
+    let claims = serde_json::from_slice(&claims).map_err(|_| Flaw::Malformed("claims"))?;
+    Ok((parts.header.kid, claims))
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).expect("the operating system has randomness");
+    bytes
+}
+
+impl CheckingKey {
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// From a public key in DER (X.509's `SubjectPublicKeyInfo`), known as `id`. It has no JWK form.
+    pub(crate) fn from_public(der: &[u8], id: String) -> Result<Self, NotAKey> {
+        let parsed = ParsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).map_err(|_| NotAKey)?;
+        Ok(Self {
+            parsed,
+            id,
+            modulus: Vec::new(),
+            exponent: Vec::new(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn modulus(&self) -> &[u8] {
+        &self.modulus
+    }
+
+    /// The same key under the id that its key file gives it.
+    pub(crate) fn known_as(self, id: String) -> Self {
+        Self { id, ..self }
+    }
+
+    /// What `token` says, if this key signed it.
+    pub(crate) fn check(&self, token: &str) -> Result<Signed, Flaw> {
+        let Parts {
+            header,
+            signed,
+            claims,
+            signature,
+        } = Parts::of(token)?;
         if header.kid.as_deref() != Some(self.id.as_str()) {
             return Err(Flaw::UnknownKey(header.kid));
         }

@@ -1,7 +1,8 @@
 //! Files that hold keys: written once, whole or not at all, readable by their owner alone.
 //!
-//! A key file is made at the first start and never overwritten: a second process that starts at the same moment finds
-//! the first one's file and takes that. The door keeps its authority's key by the same rules.
+//! A key file is made at the first start and never overwritten ([`create`]): a second process that starts at the same
+//! moment finds the first one's file and takes that. Keys that are exchanged from time to time are written over whole
+//! ([`replace`]). The door keeps its authority's key by the same rules.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -74,14 +75,35 @@ pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), KeyFileError> {
     let parent = path
         .parent()
         .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
-    let serial = DRAFTS.fetch_add(1, Ordering::Relaxed);
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(format!(".{}-{serial}.new", std::process::id()));
-    let draft = PathBuf::from(draft);
+    let draft = draft_of(path);
     let written = write_draft(&draft, text, mode).and_then(|()| link_new(&draft, path));
     let removed = fs::remove_file(&draft);
     written.and(removed).map_err(failed)?;
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
+/// Writes `text` over whatever is at `path`, whole or not at all, durable when this returns.
+pub fn replace(path: &Path, text: &str, mode: u32) -> Result<(), KeyFileError> {
+    let failed = |source| KeyFileError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let parent = path
+        .parent()
+        .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
+    let draft = draft_of(path);
+    write_draft(&draft, text, mode)
+        .and_then(|()| fs::rename(&draft, path))
+        .map_err(failed)?;
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
+/// A name beside the file that no other thread or process uses.
+fn draft_of(path: &Path) -> PathBuf {
+    let serial = DRAFTS.fetch_add(1, Ordering::Relaxed);
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(format!(".{}-{serial}.new", std::process::id()));
+    PathBuf::from(draft)
 }
 
 fn write_draft(draft: &Path, text: &str, mode: u32) -> io::Result<()> {
@@ -120,6 +142,16 @@ mod tests {
         create(&path, "one", 0o600).expect("writes");
         create(&path, "two", 0o600).expect("keeps the first");
         assert_eq!(read(&path).expect("reads").as_deref(), Some("one"));
+        assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn a_replaced_file_holds_the_last_text() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("k");
+        replace(&path, "one", 0o600).expect("writes");
+        replace(&path, "two", 0o600).expect("writes over");
+        assert_eq!(read(&path).expect("reads").as_deref(), Some("two"));
         assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 1);
     }
 

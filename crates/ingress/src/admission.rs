@@ -1,9 +1,9 @@
-//! Whether the caller may invoke the service, as its policy says.
+//! Whether the caller may invoke the service, as its policy and the project's say.
 //!
 //! A checked token goes on to the container without its signature, so that whoever runs there cannot use it again.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use model::{Invoker, Route};
+use model::{Invoker, Permission, Principal, Route};
 
 use crate::{Invokers, Refusal};
 
@@ -15,13 +15,14 @@ const PLACEHOLDER: &str = "SIGNATURE_REMOVED_BY_GOOGLE";
 /// Lets the caller pass or says why not; takes what is secret out of `headers`.
 pub(crate) fn check(route: &Route, invokers: &Invokers, headers: &mut HeaderMap) -> Result<(), Refusal> {
     let ours = headers.remove(SERVERLESS);
-    let Invoker::Checked(policy) = &route.invoker else {
+    let Invoker::Checked(access) = &route.invoker else {
         return Ok(());
     };
     let sent = ours.as_ref().or_else(|| headers.get(header::AUTHORIZATION));
     let token = sent.and_then(bearer).ok_or(Refusal::NoToken)?;
     let email = (invokers.check)(token, &route.audiences).map_err(Refusal::BadToken)?;
-    if email != invokers.owner && !policy.invokable_by(&email) {
+    let caller = Principal::of(&email);
+    if !access.allows(Some(&caller), Permission::RUN_ROUTES_INVOKE, &*invokers.holds) {
         return Err(Refusal::NotInvoker(email));
     }
     if ours.is_none() {

@@ -34,7 +34,9 @@ use bytes::Bytes;
 use capacity::{Demand, Endpoints};
 use http::HeaderValue;
 use http_body_util::combinators::UnsyncBoxBody;
-use model::{Activity, Fate, InstanceId, RequestRecord, RevisionKey, Route, RouteTable, Timestamp};
+use model::{
+    Activity, BindingCondition, Fate, InstanceId, RequestRecord, Resource, RevisionKey, Route, RouteTable, Timestamp,
+};
 use tokio::sync::watch;
 
 pub use arrival::Arrival;
@@ -49,6 +51,8 @@ pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 pub type Connect = Box<dyn Fn(&InstanceId) -> io::Result<OwnedFd> + Send + Sync>;
 pub type Tell = Box<dyn Fn(&InstanceId, Activity) + Send + Sync>;
 pub type Record = Box<dyn Fn(Box<RequestRecord>) + Send + Sync>;
+/// Whether a condition holds, for a resource, now.
+pub type Holds = Box<dyn Fn(&BindingCondition, &Resource) -> bool + Send + Sync>;
 pub type CheckIdentity = Box<dyn Fn(&str, &[String]) -> Result<String, String> + Send + Sync>;
 
 /// How instances are reached. All of these are called on request threads: they must not block.
@@ -66,8 +70,8 @@ pub struct Instances {
 pub struct Invokers {
     /// The e-mail of an identity token that is valid for one of the audiences, else why it is not.
     pub check: CheckIdentity,
-    /// May always call.
-    pub owner: String,
+    /// Whether a binding's condition holds now, for the service.
+    pub holds: Holds,
 }
 
 /// What the ingress is built from.
@@ -196,8 +200,6 @@ impl fmt::Debug for Instances {
 
 impl fmt::Debug for Invokers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Invokers")
-            .field("owner", &self.owner)
-            .finish_non_exhaustive()
+        f.debug_struct("Invokers").finish_non_exhaustive()
     }
 }

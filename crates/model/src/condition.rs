@@ -33,6 +33,8 @@ pub enum Reason {
     ContainerMissing,
     /// The image cannot be pulled or run: no permission, another CPU, broken content.
     ContainerImageUnusable,
+    /// A secret that the template uses cannot be read.
+    SecretsAccessCheckFailed,
     /// The first instance did not come up.
     HealthCheckContainerError,
     /// On its way.
@@ -48,6 +50,7 @@ impl Reason {
         match self {
             Self::ContainerMissing => "ContainerMissing",
             Self::ContainerImageUnusable => "ContainerImageUnusable",
+            Self::SecretsAccessCheckFailed => "SecretsAccessCheckFailed",
             Self::HealthCheckContainerError => "HealthCheckContainerError",
             Self::Deploying => "Deploying",
             Self::Retired => "Retired",

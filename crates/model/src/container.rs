@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Cpu, Memory, Probe, ProbeKind, Violation};
+use crate::{Cpu, Memory, Probe, ProbeKind, SecretRef, Violation};
 
 /// Names that Cloud Run sets itself; a container that sets one is refused. A sidecar gets no `PORT` and may set its own.
 pub const RESERVED_ENV: [&str; 4] = ["PORT", "K_SERVICE", "K_REVISION", "K_CONFIGURATION"];
@@ -24,7 +24,7 @@ pub struct Container {
     /// Replaces the image's command when not empty. With `command` set and `args` empty the image's is dropped.
     pub args: Vec<String>,
     pub working_dir: Option<String>,
-    /// In the caller's order; of two entries with one name the last wins.
+    /// In the caller's order; of two entries with one name the last wins. The name of a secret's variable has one entry.
     pub env: Vec<EnvVar>,
     pub resources: Resources,
     /// None: for the ingress container the implicit one, a TCP connect to the port that must succeed within 240 s; for
@@ -43,7 +43,26 @@ pub struct Container {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvVar {
     pub name: String,
-    pub value: String,
+    #[serde(flatten)]
+    pub value: EnvValue,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnvValue {
+    #[serde(rename = "value")]
+    Literal(String),
+    /// What the version holds when an instance starts.
+    #[serde(rename = "secret")]
+    Secret(SecretRef),
+}
+
+impl EnvVar {
+    pub fn literal(name: impl Into<String>, value: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            value: EnvValue::Literal(value.into()),
+        }
+    }
 }
 
 /// Where the container listens, default 8080.
@@ -119,14 +138,23 @@ pub(crate) fn container_violations(container: &Container, place: Place, path: &s
                 ),
             ));
         }
-        let holds_nul = variable.value.contains('\0');
-        if variable.value.len() > LONGEST_ENV || holds_nul {
+        let EnvValue::Literal(value) = &variable.value else {
+            if container.env.iter().filter(|other| other.name == name).count() > 1 {
+                found.push(Violation::new(
+                    format!("{path}.env[{index}].name"),
+                    format!("{name} is set more than once: the variable of a secret has one entry"),
+                ));
+            }
+            continue;
+        };
+        let holds_nul = value.contains('\0');
+        if value.len() > LONGEST_ENV || holds_nul {
             let why = if holds_nul {
                 format!("the value of {name} holds a zero byte")
             } else {
                 format!(
                     "the value of {name} has {} bytes, the limit is {LONGEST_ENV}",
-                    variable.value.len()
+                    value.len()
                 )
             };
             found.push(Violation::new(format!("{path}.env[{index}].value"), why));
@@ -206,10 +234,7 @@ mod tests {
     fn each_rule_names_its_field() {
         let mut container = example();
         container.image = String::new();
-        let env = |name: &str, value: &str| EnvVar {
-            name: name.to_owned(),
-            value: value.to_owned(),
-        };
+        let env = |name: &str, value: &str| EnvVar::literal(name, value);
         container.env = vec![
             env("GOOD", "1"),
             env("PORT", "1"),
@@ -244,14 +269,34 @@ mod tests {
     }
 
     #[test]
+    fn the_variable_of_a_secret_has_one_entry() {
+        let secret = |name: &str| EnvVar {
+            name: name.to_owned(),
+            value: EnvValue::Secret(SecretRef {
+                secret: "db-password".parse().expect("a name"),
+                version: crate::VersionRef::Latest,
+            }),
+        };
+        let mut container = example();
+        container.env = vec![secret("A"), EnvVar::literal("B", "1"), EnvVar::literal("B", "2")];
+        assert!(fields(&container).is_empty());
+        let text = serde_json::to_string(&container.env[..2]).expect("written");
+        assert_eq!(
+            text,
+            r#"[{"name":"A","secret":{"secret":"db-password","version":"latest"}},{"name":"B","value":"1"}]"#
+        );
+        assert_eq!(
+            serde_json::from_str::<Vec<EnvVar>>(&text).expect("read"),
+            container.env[..2]
+        );
+        container.env.push(EnvVar::literal("A", "1"));
+        assert_eq!(fields(&container), ["c.env[0].name"]);
+    }
+
+    #[test]
     fn a_sidecar_may_set_its_own_port() {
         let mut container = example();
-        container.env = ["PORT", "K_SERVICE"]
-            .map(|name| EnvVar {
-                name: name.to_owned(),
-                value: "8888".to_owned(),
-            })
-            .to_vec();
+        container.env = ["PORT", "K_SERVICE"].map(|name| EnvVar::literal(name, "8888")).to_vec();
         let found = container_violations(&container, Place::Sidecar, "c");
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].field, "c.env[1].name");

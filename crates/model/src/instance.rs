@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU16, sync::Arc, time::Duration
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Container, CpuAllocation, EnvVar, Probe, ProbeKind, Probed, Reason, Revision, RevisionKey, Sandbox, Site,
-    Timestamp, Volume, VolumeMount,
+    Container, CpuAllocation, EnvValue, Probe, ProbeKind, Probed, Reason, Revealed, Revision, RevisionKey, Sandbox,
+    Site, Timestamp, Volume, VolumeMount,
 };
 
 /// An instance's id: `i` and 24 hex digits, so that it is a legal container, cgroup and DNS name.
@@ -74,6 +74,9 @@ pub struct InstanceSpec {
     /// Where the ingress container listens.
     pub port: NonZeroU16,
     pub volumes: Vec<Volume>,
+    /// Values of secrets. Not part of what is written down.
+    #[serde(skip)]
+    pub secrets: Revealed,
     /// No CPU limit until ready and 10 s more.
     pub startup_cpu_boost: bool,
     pub cpu_allocation: CpuAllocation,
@@ -92,8 +95,9 @@ pub struct ContainerSpec {
     /// Replaces the image's command when not empty.
     pub args: Vec<String>,
     pub working_dir: Option<String>,
-    /// Added to the image's environment; a later entry wins over an earlier one of the same name.
-    pub env: Vec<EnvVar>,
+    /// Added to the image's environment; a later entry wins over an earlier one of the same name. Those of secrets are
+    /// in [`InstanceSpec::secrets`].
+    pub env: Vec<ResolvedVar>,
     /// Hard limit, thousandths of a CPU.
     pub cpu_millis: u32,
     /// Hard limit, bytes; files written to the root file system count.
@@ -107,9 +111,17 @@ pub struct ContainerSpec {
     pub depends_on: Vec<String>,
 }
 
+/// A variable of a container's environment with its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedVar {
+    pub name: String,
+    pub value: String,
+}
+
 impl InstanceSpec {
-    /// What an instance of `revision` needs. `image` is the digest of the ingress container's image.
-    pub fn derive(id: InstanceId, revision: &Revision, image: String, site: &Site) -> Self {
+    /// What an instance of `revision` needs. `image` is the digest of the ingress container's image, `secrets` are the
+    /// values for what the template uses.
+    pub fn derive(id: InstanceId, revision: &Revision, image: String, secrets: Revealed, site: &Site) -> Self {
         let template = &revision.template;
         let port = template.port.number;
         let service = &revision.key.service;
@@ -120,7 +132,7 @@ impl InstanceSpec {
             ("HOMERUN_REGION", service.region.to_string()),
             ("HOMERUN_PROJECT", site.project.to_string()),
         ];
-        let variable = |(name, value): (&str, String)| EnvVar {
+        let variable = |(name, value): (&str, String)| ResolvedVar {
             name: name.to_owned(),
             value,
         };
@@ -141,6 +153,7 @@ impl InstanceSpec {
                 .collect(),
             port,
             volumes: template.volumes.clone(),
+            secrets,
             startup_cpu_boost: template.startup_cpu_boost(),
             cpu_allocation: template.cpu_allocation(),
             sandbox: template.sandbox(site.default_sandbox),
@@ -170,14 +183,21 @@ impl InstanceSpec {
 
 impl ContainerSpec {
     /// `platform` are the variables that every container of the instance gets.
-    fn derive(container: &Container, name: String, image: String, platform: &[EnvVar]) -> Self {
+    fn derive(container: &Container, name: String, image: String, platform: &[ResolvedVar]) -> Self {
+        let literal = container.env.iter().filter_map(|variable| match &variable.value {
+            EnvValue::Literal(value) => Some(ResolvedVar {
+                name: variable.name.clone(),
+                value: value.clone(),
+            }),
+            EnvValue::Secret(_) => None,
+        });
         Self {
             name,
             image,
             command: container.command.clone(),
             args: container.args.clone(),
             working_dir: container.working_dir.clone(),
-            env: container.env.iter().chain(platform).cloned().collect(),
+            env: literal.chain(platform.iter().cloned()).collect(),
             cpu_millis: container.resources.cpu.millis(),
             memory_bytes: container.resources.memory.bytes(),
             startup_probe: container.startup_probe.clone(),

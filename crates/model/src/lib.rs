@@ -26,6 +26,8 @@ mod record;
 mod resource;
 mod revision;
 mod route;
+mod secret;
+mod secret_use;
 mod service;
 mod site;
 mod time;
@@ -43,30 +45,40 @@ pub use build::{
     Recipe, RecipeError, StorageSource, inside, substitute,
 };
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
-pub use container::{Container, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
+pub use container::{Container, EnvValue, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
 pub use decision::{DecisionKind, ScalingDecision};
 pub use health::{ProbeKind, Probed};
-pub use iam::{Binding, INVOKER_ROLE, Member, Policy, Role};
+pub use iam::{
+    Access, AccountIdError, AccountKey, Binding, BindingCondition, Given, Group, Groups, INVOKER_ROLE,
+    MAX_ACCOUNT_KEYS, MAX_POLICY_MEMBERS, ManagedKey, Member, OWNER_ROLE, Permission, Policy, Predefined, Principal,
+    Resource, ResourcePolicy, RevokedToken, Role, ServiceAccount,
+};
 pub use instance::{
-    Activity, ContainerSpec, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed, Room,
-    Usage, bare_digest,
+    Activity, ContainerSpec, Exit, ExitCause, Fate, Instance, InstanceId, InstanceSpec, InstanceState, Observed,
+    ResolvedVar, Room, Usage, bare_digest,
 };
 pub use name::{
-    BucketName, NameError, ProjectId, ProjectNumber, Region, RepositoryName, RevisionName, ServiceName, Tag,
-    data_dir_id, url_hash,
+    BucketName, NameError, ProjectId, ProjectNumber, Region, RepositoryName, RevisionName, SecretName, ServiceName,
+    Tag, data_dir_id, url_hash,
 };
 pub use pack::{MAX_BUILD_VARIABLE, MAX_BUILD_VARIABLES, Pack, PackError, PackStep, VariableError};
 pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
-pub use record::{Entry, LogLine, RequestRecord, Severity, StartRecord, Stream};
+pub use record::{AuditRecord, Entry, LogLine, RequestRecord, Severity, StartRecord, Stream};
 pub use revision::{
     Concurrency, CpuAllocation, Kpa, KpaMetric, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate,
-    Sandbox, Scaling, implicit_name, template_violations,
+    Sandbox, Scaling, implicit_name, is_service_account, template_violations,
 };
 pub use route::{Invoker, Route, RouteTable, RouteTarget, Weighted};
+pub use secret::{
+    MAX_SECRET_ALIASES, MAX_SECRET_ANNOTATION_BYTES, MAX_SECRET_BYTES, MAX_SECRET_LABELS, MAX_SECRET_VERSIONS,
+    Replication, SealedValue, Secret, SecretRef, SecretValue, SecretVersion, SecretVersionKey, SecretVersionState,
+    Unavailable, VersionRef,
+};
+pub use secret_use::{Revealed, RevealedFile, RevealedVariable, SecretPlace, SecretUse};
 pub use service::{Routed, RoutedTarget, Service, ServiceKey, ServiceScaling, latest_created, latest_ready};
 pub use site::{Scheme, Site};
 pub use time::Timestamp;
 pub use traffic::{Percent, Target, Traffic, TrafficError, TrafficTarget, assign};
 pub use violation::Violation;
-pub use volume::{Volume, VolumeMount, VolumeSource, is_dns_label};
+pub use volume::{SecretItem, Volume, VolumeMount, VolumeSource, is_dns_label};

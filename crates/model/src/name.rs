@@ -129,6 +129,15 @@ name!(
 );
 
 name!(
+    /// A secret's name, as Secret Manager has them.
+    SecretName,
+    "secret name",
+    "1 to 255 letters, digits, hyphens and underscores",
+    |text| (1..=255).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+);
+
+name!(
     /// A project's id, 6 to 30 characters, as Google Cloud has them.
     ProjectId,
     "project id",

@@ -132,25 +132,60 @@ impl StartRecord {
     }
 }
 
+/// A call of the API that changes something, carried out or refused. Earlier versions wrote down changes of services
+/// alone, without what has a default here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    pub at: Timestamp,
+    /// The service, where it is about one.
+    #[serde(default)]
+    pub service: Option<ServiceKey>,
+    /// E-mail; empty where nobody knows who called.
+    pub caller: String,
+    /// Google's name of it.
+    pub method: String,
+    /// The full name of what it was about.
+    #[serde(default)]
+    pub resource: String,
+    /// The address that the call came from.
+    #[serde(default)]
+    pub from: String,
+    /// Whether the caller had the permission.
+    #[serde(default = "allowed")]
+    pub allowed: bool,
+    /// Of the answer; 0 where it was not written down.
+    #[serde(default)]
+    pub status: u16,
+}
+
+fn allowed() -> bool {
+    true
+}
+
 /// What the journal keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
     Request(Box<RequestRecord>),
     Line(LogLine),
     Start(StartRecord),
-    /// The service was changed: who, what.
-    Audit {
-        at: Timestamp,
-        service: ServiceKey,
-        caller: String,
-        method: String,
-    },
+    /// A write was asked for: who, what, from where, and whether it was let through.
+    Audit(AuditRecord),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{Region, ServiceName};
+
+    #[test]
+    fn audit_entries_of_earlier_versions_are_read() {
+        let text = r#"{"Audit":{"at":1,"service":{"region":"us-central1","name":"hello"},"caller":"me@p","method":"CreateService"}}"#;
+        let Entry::Audit(record) = serde_json::from_str(text).expect("reads") else {
+            panic!("another entry");
+        };
+        assert!(record.service.is_some() && record.allowed);
+        assert_eq!((record.status, record.from.as_str()), (0, ""));
+    }
 
     #[test]
     fn a_first_request_tells_of_decision_and_first_byte() {

@@ -195,6 +195,11 @@ pub enum Sandbox {
 }
 
 impl RevisionTemplate {
+    /// E-mail of the account that instances run as.
+    pub fn account(&self, site: &crate::Site) -> String {
+        self.service_account.clone().unwrap_or_else(|| site.default_account())
+    }
+
     pub fn cpu_allocation(&self) -> CpuAllocation {
         self.cpu_allocation.unwrap_or_default()
     }
@@ -204,9 +209,14 @@ impl RevisionTemplate {
     pub fn sandbox(&self, default: Sandbox) -> Sandbox {
         match self.sandbox {
             Some(named) => named,
-            None if self.sidecars.is_empty() => default,
+            None if self.sidecars.is_empty() && !self.has_secret_volumes() => default,
             None => Sandbox::Gen2,
         }
+    }
+
+    pub(crate) fn has_secret_volumes(&self) -> bool {
+        let secret = |volume: &crate::Volume| matches!(volume.source, crate::VolumeSource::Secret { .. });
+        self.volumes.iter().any(secret)
     }
 
     pub fn startup_cpu_boost(&self) -> bool {
@@ -324,6 +334,13 @@ pub fn template_violations(template: &RevisionTemplate, service: &ServiceName, p
             ),
         );
     }
+    if template.sandbox == Some(Sandbox::Gen1) && template.has_secret_volumes() {
+        say(
+            "spec.volumes",
+            "files of secrets are not served in the first generation execution environment: use gen2, or variables"
+                .to_owned(),
+        );
+    }
     if let Some(name) = &template.name
         && !name.belongs_to(service)
     {
@@ -382,7 +399,8 @@ pub fn template_violations(template: &RevisionTemplate, service: &ServiceName, p
     found
 }
 
-fn is_service_account(text: &str) -> bool {
+/// Whether the text has the form of a service account's e-mail.
+pub fn is_service_account(text: &str) -> bool {
     let Some((name, domain)) = text.split_once('@') else {
         return false;
     };

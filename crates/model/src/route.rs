@@ -3,7 +3,8 @@
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc};
 
 use crate::{
-    Concurrency, Policy, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service, ServiceKey, Site,
+    Access, Concurrency, Permission, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service,
+    ServiceKey, Site,
 };
 
 /// Every host the ingress answers, at one version of the store. Published whole.
@@ -45,10 +46,10 @@ pub struct RouteTarget {
 /// Who may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invoker {
-    /// `allUsers` holds the invoker role.
+    /// `allUsers` holds the invoker role, under no condition.
     Anyone,
-    /// A caller with an identity token whose e-mail the policy admits.
-    Checked(Arc<Policy>),
+    /// A caller with an identity token whom the policies admit.
+    Checked(Arc<Access>),
 }
 
 impl Route {
@@ -66,19 +67,21 @@ impl Route {
 }
 
 impl RouteTable {
-    /// The routes of `services`; `revision` finds one of a service by name.
+    /// The routes of `services`; `revision` finds one of a service by name, `access` the policies that hold for it.
     pub fn build<'a>(
         version: u64,
         site: &Site,
         services: impl Iterator<Item = &'a Service>,
         revision: impl Fn(&ServiceKey, &RevisionName) -> Option<&'a Revision>,
+        access: impl Fn(&Service) -> Access,
     ) -> Self {
         let mut hosts = HashMap::new();
         for service in services {
-            let invoker = if service.policy.invokable_by_anyone() {
+            let access = access(service);
+            let invoker = if access.allows(None, Permission::RUN_ROUTES_INVOKE, &|_, _| false) {
                 Invoker::Anyone
             } else {
-                Invoker::Checked(Arc::new(service.policy.clone()))
+                Invoker::Checked(Arc::new(access))
             };
             let mut made: HashMap<&RevisionName, Arc<RouteTarget>> = HashMap::new();
             let mut weighted = Vec::new();

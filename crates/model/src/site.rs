@@ -29,6 +29,11 @@ impl Site {
         ProjectNumber::of(&self.project)
     }
 
+    /// E-mail of the account that builds, and instances whose template names none, run as.
+    pub fn default_account(&self) -> String {
+        format!("{}-compute@developer.gserviceaccount.com", self.number())
+    }
+
     /// `SERVICE-HASH-RR`: the first label of the stable host.
     pub fn label(&self, service: &ServiceKey) -> String {
         format!("{}-{}-{}", service.name, url_hash(&self.project), service.region.code())

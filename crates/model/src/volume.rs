@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Memory, Violation};
+use crate::{Memory, SecretName, VersionRef, Violation};
 
 /// Storage that the containers of one instance share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,27 @@ pub enum VolumeSource {
     /// `emptyDir` with medium `Memory`: empty at the instance's start, gone with it, counted as its memory. None: as
     /// large as the memory of all containers.
     Memory { size_limit: Option<Memory> },
+    /// Versions of one secret as files, to be read only. A file holds what its version holds now.
+    Secret {
+        secret: SecretName,
+        /// None given: one file named after the secret, which holds the newest version.
+        items: Vec<SecretItem>,
+        /// Of files that give no mode of their own, before nobody may write them.
+        mode: Option<u32>,
+    },
 }
+
+/// One file of a secret's volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretItem {
+    pub version: VersionRef,
+    /// Below the volume.
+    pub path: String,
+    pub mode: Option<u32>,
+}
+
+/// Most files of one secret's volume.
+const MOST_ITEMS: usize = 100;
 
 /// Where a container finds a volume of its template.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,15 +74,55 @@ pub(crate) fn volume_violations(volumes: &[Volume], path: &str) -> Vec<Violation
         } else if volumes[..index].iter().any(|other| other.name == name) {
             say(format!("{name} is the name of another volume too"));
         }
-        let VolumeSource::Memory { size_limit } = &volume.source;
-        if size_limit.as_ref().is_some_and(|limit| limit.bytes() == 0) {
-            found.push(Violation::new(
-                format!("{path}[{index}].emptyDir.sizeLimit"),
-                "0 is out of range: more than 0 bytes",
-            ));
+        match &volume.source {
+            VolumeSource::Memory { size_limit } => {
+                if size_limit.as_ref().is_some_and(|limit| limit.bytes() == 0) {
+                    found.push(Violation::new(
+                        format!("{path}[{index}].emptyDir.sizeLimit"),
+                        "0 is out of range: more than 0 bytes",
+                    ));
+                }
+            }
+            VolumeSource::Secret { items, mode, .. } => {
+                secret_violations(items, *mode, &format!("{path}[{index}].secret"), &mut found);
+            }
         }
     }
     found
+}
+
+fn secret_violations(items: &[SecretItem], mode: Option<u32>, path: &str, found: &mut Vec<Violation>) {
+    let wrong_mode = |mode: Option<u32>| {
+        let mode = mode.filter(|mode| *mode > 0o777)?;
+        Some(format!("{mode} is out of range: 0 to 511 (0777)"))
+    };
+    if let Some(why) = wrong_mode(mode) {
+        found.push(Violation::new(format!("{path}.defaultMode"), why));
+    }
+    if items.len() > MOST_ITEMS {
+        let why = format!("{} files are too many: at most {MOST_ITEMS}", items.len());
+        found.push(Violation::new(format!("{path}.items"), why));
+    }
+    for (index, item) in items.iter().enumerate() {
+        if let Some(why) = wrong_mode(item.mode) {
+            found.push(Violation::new(format!("{path}.items[{index}].mode"), why));
+        }
+        let shown = item.path.chars().take(80).collect::<String>();
+        let plain = |part: &str| !matches!(part, "" | "." | "..") && part.len() <= 255 && !part.contains('\0');
+        let why = if item.path.len() > 4095 || !item.path.split('/').all(plain) {
+            Some("is no path of a file: relative, without '.', '..' and empty parts")
+        } else {
+            let clash = |other: &SecretItem| within(&other.path, &item.path) || within(&item.path, &other.path);
+            let clashes = items[..index].iter().any(clash);
+            clashes.then_some("is the path of another file too, or lies in one")
+        };
+        if let Some(why) = why {
+            found.push(Violation::new(
+                format!("{path}.items[{index}].path"),
+                format!("\"{shown}\" {why}"),
+            ));
+        }
+    }
 }
 
 /// Every rule that the mounts of one container break, with `path` (such as `...containers[0].volumeMounts`) in front.
@@ -171,6 +231,38 @@ mod tests {
             ["v[1].name", "v[2].name", "v[3].name", "v[4].name"],
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn files_of_secrets() {
+        let item = |path: &str, mode: Option<u32>| SecretItem {
+            version: VersionRef::Latest,
+            path: path.to_owned(),
+            mode,
+        };
+        let fields = |items: &[SecretItem], mode: Option<u32>| -> Vec<String> {
+            let mut found = Vec::new();
+            secret_violations(items, mode, "s", &mut found);
+            found.into_iter().map(|violation| violation.field).collect()
+        };
+        let good = [item("a", Some(0o400)), item("b/c", None), item("b/d", Some(0o777))];
+        assert!(fields(&good, Some(0)).is_empty());
+        assert_eq!(
+            fields(&[item("a", Some(0o1000))], Some(512)),
+            ["s.defaultMode", "s.items[0].mode"]
+        );
+        for bad in ["", "/a", "a/", "../a", "a/./b", "a//b"] {
+            assert_eq!(fields(&[item(bad, None)], None), ["s.items[0].path"], "{bad}");
+        }
+        for clash in ["a", "a/b"] {
+            assert_eq!(
+                fields(&[item("a", None), item(clash, None)], None),
+                ["s.items[1].path"],
+                "{clash}"
+            );
+        }
+        let many = vec![item("a", None); MOST_ITEMS + 1];
+        assert_eq!(fields(&many, None)[0], "s.items");
     }
 
     #[test]

@@ -488,7 +488,7 @@ impl Of {
             Entry::Request(request) => (request.service.as_ref(), request.revision.as_ref()),
             Entry::Line(line) => (Some(&line.of.service), Some(&line.of)),
             Entry::Start(start) => (Some(&start.of.service), Some(&start.of)),
-            Entry::Audit { service, .. } => (Some(service), None),
+            Entry::Audit(record) => (record.service.as_ref(), None),
         };
         match self {
             Self::Everything => true,

@@ -1,4 +1,4 @@
-//! What must survive a restart, and nothing else: services, revisions, repositories, buckets and builds in `SQLite`, log lines in a journal.
+//! What must survive a restart, and nothing else: services, revisions, repositories, buckets, builds and sealed secrets in `SQLite`, log lines in a journal.
 //!
 //! The only crate that knows `SQLite`. It keeps model types as they are (JSON by serde, one golden file per schema
 //! version) and has no row types of its own. What enters is a piece of work on a [`Transaction`], run alone on one

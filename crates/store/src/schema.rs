@@ -39,6 +39,7 @@ const STEPS: &[&str] = &[
     STEP_3,
     STEP_4,
     STEP_5,
+    STEP_6,
 ];
 
 /// Version 2: several containers, probes of every kind, bounds of a whole service.
@@ -97,6 +98,17 @@ const STEP_5: &str = "
     ) STRICT;
 ";
 
+/// Version 6: policies of everything but services (which hold their own), service accounts, groups, the access
+/// tokens that were taken back, secrets, and their versions as `SECRET/NUMBER`.
+const STEP_6: &str = "
+    CREATE TABLE policies (name TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE accounts (name TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE local_groups (name TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE revoked (name TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE secrets (name TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT;
+    CREATE TABLE secret_versions (name TEXT NOT NULL PRIMARY KEY, body TEXT NOT NULL) STRICT;
+";
+
 /// Opens or makes the database and brings it to today's schema. Readable by its owner only; `SQLite` gives the files
 /// beside it the same mode.
 pub(crate) fn open(file: &Path) -> Result<Connection, OpenError> {
@@ -147,9 +159,10 @@ pub(crate) fn open(file: &Path) -> Result<Connection, OpenError> {
             known,
         });
     }
+    // What is deleted is overwritten: the sealed value of a destroyed version does not stay in a free page.
     // A power failure right after a commit must not lose it: FULL syncs the write-ahead log at each commit.
     connection
-        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+        .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;")
         .map_err(database)?;
     migrate(&mut connection, found).map_err(database)?;
     Ok(connection)
@@ -191,6 +204,13 @@ pub(crate) fn load(connection: &Connection, file: &Path) -> Result<Snapshot, Ope
     let repositories: Vec<Arc<model::ArtifactRepository>> = bodies(connection, file, "repository", "repositories")?;
     let buckets: Vec<Arc<model::Bucket>> = bodies(connection, file, "bucket", "buckets")?;
     let builds: Vec<Arc<model::Build>> = bodies(connection, file, "build", "builds")?;
+    let policies: Vec<Arc<model::ResourcePolicy>> = bodies(connection, file, "policy", "policies")?;
+    let accounts: Vec<Arc<model::ServiceAccount>> = bodies(connection, file, "service account", "accounts")?;
+    let groups: Vec<Arc<model::Group>> = bodies(connection, file, "group", "local_groups")?;
+    let revoked: Vec<Arc<model::RevokedToken>> = bodies(connection, file, "revoked token", "revoked")?;
+    let secrets: Vec<Arc<model::Secret>> = bodies(connection, file, "secret", "secrets")?;
+    let secret_versions: Vec<Arc<model::SecretVersion>> =
+        bodies(connection, file, "version of a secret", "secret_versions")?;
     Ok(Snapshot {
         version: version.unsigned_abs(),
         services: services
@@ -210,6 +230,27 @@ pub(crate) fn load(connection: &Connection, file: &Path) -> Result<Snapshot, Ope
             .map(|bucket| (bucket.name.clone(), bucket))
             .collect(),
         builds: builds.into_iter().map(|build| (build.id.clone(), build)).collect(),
+        policies: policies
+            .into_iter()
+            .map(|held| (held.resource.clone(), Arc::new(held.policy.clone())))
+            .collect(),
+        accounts: accounts
+            .into_iter()
+            .map(|account| (account.email.clone(), account))
+            .collect(),
+        groups: Arc::new(groups.into_iter().map(|group| (group.email.clone(), group)).collect()),
+        revoked: revoked
+            .into_iter()
+            .map(|token| (token.id.clone(), token.until))
+            .collect(),
+        secrets: secrets
+            .into_iter()
+            .map(|secret| (secret.name.clone(), secret))
+            .collect(),
+        secret_versions: secret_versions
+            .into_iter()
+            .map(|version| (version.key.clone(), version))
+            .collect(),
     })
 }
 

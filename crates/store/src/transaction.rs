@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use model::{
-    ArtifactRepository, Bucket, BucketName, Build, BuildId, RepositoryKey, Revision, RevisionKey, Service, ServiceKey,
+    ArtifactRepository, Bucket, BucketName, Build, BuildId, Group, Policy, RepositoryKey, Resource, ResourcePolicy,
+    Revision, RevisionKey, RevokedToken, Secret, SecretName, SecretVersion, SecretVersionKey, Service, ServiceAccount,
+    ServiceKey, Timestamp,
 };
 
 use crate::{Snapshot, snapshot::revisions_under};
@@ -21,6 +23,18 @@ pub(crate) enum Change {
     DeleteBucket(BucketName),
     PutBuild(Arc<Build>),
     DeleteBuild(BuildId),
+    PutPolicy(Arc<ResourcePolicy>),
+    DeletePolicy(Resource),
+    PutAccount(Arc<ServiceAccount>),
+    DeleteAccount(String),
+    PutGroup(Arc<Group>),
+    DeleteGroup(String),
+    PutRevoked(Arc<RevokedToken>),
+    DeleteRevoked(String),
+    PutSecret(Arc<Secret>),
+    DeleteSecret(SecretName),
+    PutSecretVersion(Arc<SecretVersion>),
+    DeleteSecretVersion(SecretVersionKey),
 }
 
 /// Handed to the work by [`crate::Store::transact`]. Nothing else is written meanwhile, so what the work reads here
@@ -104,6 +118,7 @@ impl Transaction {
         if self.now.repositories.contains_key(key) {
             self.writable().repositories.remove(key);
             self.changes.push(Change::DeleteRepository(key.clone()));
+            self.delete_policy(&Resource::Repository(key.clone()));
         }
     }
 
@@ -135,6 +150,128 @@ impl Transaction {
             self.writable().builds.remove(id);
             self.changes.push(Change::DeleteBuild(id.clone()));
         }
+    }
+
+    /// Writes the resource's policy whole. That the resource is there is for the caller to look up first.
+    pub fn put_policy(&mut self, resource: Resource, policy: Policy) {
+        if let Resource::Service(key) = &resource {
+            if let Some(service) = self.now.service(key) {
+                let mut service = service.clone();
+                service.policy = policy;
+                self.put_service(service);
+            }
+            return;
+        }
+        let held = ResourcePolicy { resource, policy };
+        let policy = Arc::new(held.policy.clone());
+        self.writable().policies.insert(held.resource.clone(), policy);
+        self.changes.push(Change::PutPolicy(Arc::new(held)));
+    }
+
+    fn delete_policy(&mut self, of: &Resource) {
+        if self.now.policies.contains_key(of) {
+            self.writable().policies.remove(of);
+            self.changes.push(Change::DeletePolicy(of.clone()));
+        }
+    }
+
+    /// Writes the account whole, with this commit's version as its own.
+    pub fn put_account(&mut self, mut account: ServiceAccount) {
+        account.version = self.version();
+        let account = Arc::new(account);
+        self.writable().accounts.insert(account.email.clone(), account.clone());
+        self.changes.push(Change::PutAccount(account));
+    }
+
+    /// Removes the account with its keys and its policy. Every policy that names it names the deleted one from now on,
+    /// so that another account of the same e-mail gets nothing of it. One that is not there: no change.
+    pub fn delete_account(&mut self, email: &str) {
+        let Some(account) = self.now.accounts.get(email).cloned() else {
+            return;
+        };
+        self.writable().accounts.remove(email);
+        self.changes.push(Change::DeleteAccount(email.to_owned()));
+        self.delete_policy(&Resource::ServiceAccount(email.to_owned()));
+        let services = self
+            .now
+            .services
+            .values()
+            .map(|service| (Resource::Service(service.key.clone()), &service.policy));
+        let others = self
+            .now
+            .policies
+            .iter()
+            .map(|(resource, policy)| (resource.clone(), policy.as_ref()));
+        let changed: Vec<(Resource, Policy)> = services
+            .chain(others)
+            .filter_map(|(resource, policy)| Some((resource, policy.without_account(&account)?)))
+            .collect();
+        for (resource, policy) in changed {
+            self.put_policy(resource, policy);
+        }
+    }
+
+    /// Writes the group whole.
+    pub fn put_group(&mut self, group: Group) {
+        let group = Arc::new(group);
+        let groups = &mut self.writable().groups;
+        Arc::make_mut(groups).insert(group.email.clone(), group.clone());
+        self.changes.push(Change::PutGroup(group));
+    }
+
+    /// Removes the group. One that is not there: no change.
+    pub fn delete_group(&mut self, email: &str) {
+        if self.now.groups.contains_key(email) {
+            Arc::make_mut(&mut self.writable().groups).remove(email);
+            self.changes.push(Change::DeleteGroup(email.to_owned()));
+        }
+    }
+
+    /// Takes an access token back, and forgets those that have ended by themselves.
+    pub fn revoke(&mut self, token: RevokedToken, now: Timestamp) {
+        let ended: Vec<String> = self
+            .now
+            .revoked
+            .iter()
+            .filter(|(_, until)| **until <= now)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ended {
+            self.writable().revoked.remove(&id);
+            self.changes.push(Change::DeleteRevoked(id));
+        }
+        self.writable().revoked.insert(token.id.clone(), token.until);
+        self.changes.push(Change::PutRevoked(Arc::new(token)));
+    }
+
+    /// Writes the secret whole.
+    pub fn put_secret(&mut self, secret: Secret) {
+        let secret = Arc::new(secret);
+        self.writable().secrets.insert(secret.name.clone(), secret.clone());
+        self.changes.push(Change::PutSecret(secret));
+    }
+
+    /// Removes the secret and all its versions. One that is not there: no change.
+    pub fn delete_secret(&mut self, name: &SecretName) {
+        let gone: Vec<SecretVersionKey> = self.now.versions_of(name).map(|version| version.key.clone()).collect();
+        for key in gone {
+            self.writable().secret_versions.remove(&key);
+            self.changes.push(Change::DeleteSecretVersion(key));
+        }
+        if self.now.secrets.contains_key(name) {
+            self.writable().secrets.remove(name);
+            self.changes.push(Change::DeleteSecret(name.clone()));
+            self.delete_policy(&Resource::Secret(name.clone()));
+        }
+    }
+
+    /// Writes the version whole. That its secret is there is for the caller to look up in [`Self::snapshot`] first.
+    pub fn put_secret_version(&mut self, version: SecretVersion) {
+        let version = Arc::new(version);
+        self.writable()
+            .secret_versions
+            .insert(version.key.clone(), version.clone());
+        self.changes.push(Change::PutSecretVersion(version));
     }
 
     /// What the commit leads to, and how.

@@ -321,11 +321,67 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                 .prepare_cached("INSERT OR REPLACE INTO builds VALUES (?1, ?2)")?
                 .execute(params![build.id.as_str(), body])?;
         }
+        Change::PutSecret(secret) => {
+            let body = serde_json::to_string(&**secret).expect(json);
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO secrets VALUES (?1, ?2)")?
+                .execute(params![secret.name.as_str(), body])?;
+        }
+        Change::DeleteSecret(name) => {
+            connection
+                .prepare_cached("DELETE FROM secrets WHERE name = ?1")?
+                .execute([name.as_str()])?;
+        }
+        Change::PutSecretVersion(version) => {
+            let body = serde_json::to_string(&**version).expect(json);
+            connection
+                .prepare_cached("INSERT OR REPLACE INTO secret_versions VALUES (?1, ?2)")?
+                .execute(params![version.key.to_string(), body])?;
+        }
+        Change::DeleteSecretVersion(key) => {
+            connection
+                .prepare_cached("DELETE FROM secret_versions WHERE name = ?1")?
+                .execute([key.to_string()])?;
+        }
         Change::DeleteBuild(id) => {
             connection
                 .prepare_cached("DELETE FROM builds WHERE name = ?1")?
                 .execute([id.as_str()])?;
         }
+        Change::PutPolicy(held) => {
+            let body = serde_json::to_string(&**held).expect(json);
+            put(connection, "policies", &held.resource.to_string(), &body)?;
+        }
+        Change::DeletePolicy(of) => delete(connection, "policies", &of.to_string())?,
+        Change::PutAccount(account) => {
+            let body = serde_json::to_string(&**account).expect(json);
+            put(connection, "accounts", &account.email, &body)?;
+        }
+        Change::DeleteAccount(email) => delete(connection, "accounts", email)?,
+        Change::PutGroup(group) => {
+            let body = serde_json::to_string(&**group).expect(json);
+            put(connection, "local_groups", &group.email, &body)?;
+        }
+        Change::DeleteGroup(email) => delete(connection, "local_groups", email)?,
+        Change::PutRevoked(token) => {
+            let body = serde_json::to_string(&**token).expect(json);
+            put(connection, "revoked", &token.id, &body)?;
+        }
+        Change::DeleteRevoked(id) => delete(connection, "revoked", id)?,
     }
     Ok(())
+}
+
+fn put(connection: &Connection, table: &str, name: &str, body: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(&format!("INSERT OR REPLACE INTO {table} VALUES (?1, ?2)"))?
+        .execute([name, body])
+        .map(drop)
+}
+
+fn delete(connection: &Connection, table: &str, name: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(&format!("DELETE FROM {table} WHERE name = ?1"))?
+        .execute([name])
+        .map(drop)
 }

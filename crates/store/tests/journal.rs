@@ -4,8 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use homerun_store::journal::{FLUSH, Journal, Limits, Of, read_last};
 use model::{
-    Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Severity, StartRecord,
-    Stream, Timestamp,
+    AuditRecord, Entry, InstanceId, LogLine, Region, RevisionKey, RevisionName, ServiceKey, ServiceName, Severity,
+    StartRecord, Stream, Timestamp,
 };
 use tempfile::TempDir;
 
@@ -39,7 +39,7 @@ fn text(entry: &Entry) -> &str {
     match entry {
         Entry::Line(line) => &line.text,
         Entry::Request(request) => &request.url,
-        Entry::Audit { method, .. } => method,
+        Entry::Audit(record) => &record.method,
         Entry::Start(start) => start.instance.as_str(),
     }
 }
@@ -83,12 +83,16 @@ fn newest_first_by_service_and_revision() {
         listening_micros: 5,
         ready_micros: 15,
     }));
-    journal.write(&Entry::Audit {
+    journal.write(&Entry::Audit(AuditRecord {
         at: Timestamp::from_micros(2),
-        service: service.clone(),
+        service: Some(service.clone()),
         caller: "me".to_owned(),
         method: "four".to_owned(),
-    });
+        resource: "//run.googleapis.com/projects/p/locations/r/services/s".to_owned(),
+        from: "127.0.0.1:1".to_owned(),
+        allowed: true,
+        status: 200,
+    }));
     drop(journal);
     let dir = dir.path().join("log");
     let start = "i090909090909090909090909";

@@ -55,6 +55,7 @@ fn limits(user: &mut User, url: &str) -> (String, String) {
 #[test]
 fn each_setting_is_shown_and_seen_inside() {
     let mut user = User::of_homerun();
+    user.ok("gcloud iam service-accounts create runner");
     let url = user.deploy("settings", &format!("--image=$HELLO {SETTINGS} --command=/hello"));
     shows(&user.describe("settings", "yaml"), SHOWN);
     let revision = user.describe("settings", "value(status.latestReadyRevisionName)");
@@ -98,6 +99,7 @@ fn each_setting_is_shown_and_seen_inside() {
 #[test]
 fn googles_gcloud_sets_them_all() {
     let mut user = User::with(&[], Client::Google);
+    user.ok("gcloud iam service-accounts create runner");
     let url = user.deploy(
         "settings",
         &format!(

@@ -360,7 +360,7 @@ pub(super) fn source(surface: &Surface, location: Region, creator: &str, documen
     let tags = root.texts("tags");
     // Their account is the default one, which builds here anyway.
     let account = root.text("serviceAccount");
-    let default = super::default_account(surface);
+    let default = surface.site.default_account();
     if account.is_some_and(|account| !account.ends_with(&default)) {
         root.say("serviceAccount", format!("only {default} is served by this Homerun"));
     }

@@ -7,15 +7,16 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
-use identity::{Ask, CLOUD_PLATFORM_SCOPE, JWT_BEARER, ServiceAccountKey, TOKEN_SECONDS, sign_assertion};
+use identity::{Ask, CLOUD_PLATFORM_SCOPE, Caller, JWT_BEARER, ServiceAccountKey, TOKEN_SECONDS, sign_assertion};
 use image::is_own_host;
 use serde_json::json;
 
 use super::Refusal;
 use crate::{
     document::{self, short},
+    oauth::authenticate,
     reply::{self, Body},
-    surface::{Surface, check},
+    surface::Surface,
 };
 
 /// What a client that nobody knows is told: where to get a token. By the name that it used itself: TLS is spoken for
@@ -35,8 +36,8 @@ pub(super) fn challenge(host: &str, request: &Request<Body>) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("Bearer"))
 }
 
-/// Lets a request in by its `Authorization`.
-pub(super) fn admit(surface: &Surface, head: &Parts) -> Result<(), Refusal> {
+/// Who sent the request, by its `Authorization`.
+pub(super) fn admit(surface: &Surface, head: &Parts) -> Result<Caller, Refusal> {
     let Some((scheme, rest)) = authorization(head) else {
         return Err(Refusal::unauthorized(
             "an access token is required: log in as oauth2accesstoken".to_owned(),
@@ -47,7 +48,8 @@ pub(super) fn admit(surface: &Surface, head: &Parts) -> Result<(), Refusal> {
     }
     if scheme.eq_ignore_ascii_case("basic") {
         let (user, password) = basic(rest)?;
-        return by_password(surface, &user, &password).map(drop);
+        let (token, _) = by_password(surface, &user, &password)?;
+        return known(surface, &token);
     }
     Err(Refusal::unauthorized("only Basic and Bearer are accepted".to_owned()))
 }
@@ -129,13 +131,9 @@ fn by_password(surface: &Surface, user: &str, password: &str) -> Result<(String,
     }
 }
 
-fn known(surface: &Surface, token: &str) -> Result<(), Refusal> {
-    match check(surface, token) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Refusal::unauthorized(format!(
-            "the access token is not accepted: {error}"
-        ))),
-    }
+fn known(surface: &Surface, token: &str) -> Result<Caller, Refusal> {
+    authenticate(surface, token)
+        .map_err(|error| Refusal::unauthorized(format!("the access token is not accepted: {error}")))
 }
 
 /// An access token for whoever holds an account's private key: by the same exchange that gcloud makes.
@@ -150,7 +148,8 @@ fn by_key(surface: &Surface, text: &str) -> Result<String, Refusal> {
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    let answer = surface.keys.token_endpoint(&form, now);
+    let find = |email: &str| surface.store.snapshot().account(email).cloned();
+    let answer = surface.keys.token_endpoint(&form, find, now);
     let answer = answer.map_err(|error| refused(error.to_string()))?;
     let token = answer["access_token"].as_str();
     token

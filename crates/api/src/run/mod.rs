@@ -1,19 +1,19 @@
 //! The Run Admin API: from a [`call::Call`] to its answer.
 
 pub(crate) mod call;
-mod iam;
 mod revisions;
 pub(crate) mod services;
 pub(crate) mod v1;
 
 use http::{Response, StatusCode};
 use identity::Caller;
-use model::Region;
+use model::{Region, Resource};
 use serde_json::{Value, json};
 
 use crate::{
     document,
     error::Error,
+    iam::{permit::Asked, policy},
     query::Query,
     reply::{self, Body},
     run::{call::Call, v1::list::Wanted},
@@ -26,6 +26,7 @@ pub(crate) async fn answer(
     host: &str,
     region: &Region,
     caller: &Caller,
+    asked: &Asked,
     request: http::Request<Body>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = request.into_parts();
@@ -46,11 +47,11 @@ pub(crate) async fn answer(
             "ServiceList",
             v1::service::encode,
         ),
-        Call::DeleteService(key) => services::delete(surface, key, caller, deletion(query, body).await?).await,
+        Call::DeleteService(key) => services::delete(surface, key, deletion(query, body).await?).await,
         Call::GetRevision { region, name } => revisions::get(surface, &region, &name, query),
         Call::ListRevisions(place) => revisions::list(surface, &place, &Wanted::read(query)?),
         Call::DeleteRevision { region, name } => {
-            revisions::delete(surface, region, name, caller, deletion(query, body).await?).await
+            revisions::delete(surface, region, name, deletion(query, body).await?).await
         }
         Call::GetConfiguration(key) => services::get(surface, &key, query, v1::configuration::encode),
         Call::ListConfigurations(place) => services::list(
@@ -64,9 +65,18 @@ pub(crate) async fn answer(
         Call::ListRoutes(place) => {
             services::list(surface, &place, &Wanted::read(query)?, "RouteList", v1::route::encode)
         }
-        Call::GetIamPolicy(key) => iam::get(surface, &key, query),
-        Call::SetIamPolicy(key) => iam::set(surface, key, caller, query, document::read_json(body).await?).await,
-        Call::TestIamPermissions(_) => iam::test(query, document::read_json(body).await?),
+        Call::GetIamPolicy(key) => {
+            policy::asked_by_query(query)?;
+            policy::get(surface, &Resource::Service(key))
+        }
+        Call::SetIamPolicy(key) => {
+            query.finish()?;
+            policy::set(surface, Resource::Service(key), document::read_json(body).await?).await
+        }
+        Call::TestIamPermissions(_) => {
+            query.finish()?;
+            policy::test(surface, caller, &asked.resource, document::read_json(body).await?)
+        }
         Call::ListLocations => locations(surface, query),
     }?;
     Ok(reply::json(StatusCode::OK, &answer))

@@ -1,6 +1,5 @@
 //! Revisions: read, listed, deleted. They are made by a service's template alone.
 
-use identity::Caller;
 use model::{Region, Revision, RevisionKey, RevisionName, Service, ServiceKey, ServiceName, Site, latest_created};
 use serde_json::Value;
 use store::Snapshot;
@@ -76,7 +75,6 @@ pub(crate) async fn delete(
     surface: &Surface,
     region: Region,
     name: RevisionName,
-    caller: &Caller,
     deletion: Deletion,
 ) -> Result<Value, Error> {
     let site = surface.site.clone();
@@ -89,16 +87,14 @@ pub(crate) async fn delete(
     let (_, uid) = if deletion.dry {
         deletable(&surface.store.snapshot())?
     } else {
-        let gone = surface
+        surface
             .store
             .transact(move |tx| {
                 let gone = deletable(tx.snapshot())?;
                 tx.delete_revision(&gone.0);
                 Ok::<_, Error>(gone)
             })
-            .await?;
-        surface.audit(&gone.0.service, caller, "DeleteRevision");
-        gone
+            .await?
     };
     Ok(deleted("revisions", name.as_str(), &uid))
 }

@@ -4,10 +4,13 @@
 //! counts changes of the spec (template or traffic), as in Knative; changed labels or annotations of the service alone
 //! leave it, and therefore make no revision and no new route.
 
-use identity::Caller;
+use std::sync::Arc;
+
+use identity::{Caller, Conditions};
 use model::{
-    Policy, Probe, Region, Revision, RevisionName, RevisionState, RevisionTemplate, Routed, Service, ServiceKey,
-    ServiceName, Site, Target, Timestamp, Traffic, Violation, template_violations,
+    BindingCondition, Policy, Probe, Region, Resource, Revision, RevisionName, RevisionState, RevisionTemplate, Routed,
+    Service, ServiceKey, ServiceName, Site, Target, Timestamp, Traffic, Violation, is_service_account,
+    template_violations,
 };
 use serde_json::Value;
 use store::Snapshot;
@@ -82,6 +85,18 @@ struct Write {
     caller: String,
     now: Timestamp,
     site: Site,
+    conditions: Arc<Conditions>,
+}
+
+/// Whether the caller may make instances run as the template's account. One that cannot be an account is named with the
+/// other broken rules.
+fn may_run(surface: &Surface, caller: &Caller, asked: &Asked) -> Result<(), Error> {
+    let account = asked.template.account(&surface.site);
+    if is_service_account(&account) {
+        surface.require_act_as(caller, &account)
+    } else {
+        Ok(())
+    }
 }
 
 pub(crate) async fn create(
@@ -107,6 +122,9 @@ pub(crate) async fn create(
             return Err(Error::violations(violations));
         }
     };
+    if violations.is_empty() {
+        may_run(surface, caller, &asked)?;
+    }
     let write = Write {
         key: ServiceKey { region, name },
         asked,
@@ -114,10 +132,11 @@ pub(crate) async fn create(
         caller: caller.email.clone(),
         now: (surface.now)(),
         site: surface.site.clone(),
+        conditions: surface.conditions.clone(),
     };
     let uid = uuid::Uuid::new_v4().to_string();
     let make = move |snapshot: &Snapshot| created(snapshot, write, uid);
-    commit(surface, caller, "CreateService", dry, make).await
+    commit(surface, dry, make).await
 }
 
 pub(crate) async fn replace(
@@ -142,6 +161,9 @@ pub(crate) async fn replace(
         );
     }
     let violations = findings.into_violations();
+    if violations.is_empty() {
+        may_run(surface, caller, &asked)?;
+    }
     let write = Write {
         key,
         asked,
@@ -149,18 +171,14 @@ pub(crate) async fn replace(
         caller: caller.email.clone(),
         now: (surface.now)(),
         site: surface.site.clone(),
+        conditions: surface.conditions.clone(),
     };
-    commit(surface, caller, "ReplaceService", dry, move |snapshot| {
-        replaced(snapshot, write)
-    })
-    .await
+    commit(surface, dry, move |snapshot| replaced(snapshot, write)).await
 }
 
 /// Runs `make` on the state and, unless it is only tried, stores what it made; answers the service either way.
 async fn commit(
     surface: &Surface,
-    caller: &Caller,
-    method: &str,
     dry: bool,
     make: impl FnOnce(&Snapshot) -> Result<Service, Error> + Send + 'static,
 ) -> Result<Value, Error> {
@@ -177,7 +195,6 @@ async fn commit(
             Ok::<_, Error>(tx.snapshot().service(&key).expect("put a line above").clone())
         })
         .await?;
-    surface.audit(&stored.key, caller, method);
     // Revisions may be newer than the service, never older: what they lack cannot look ready.
     Ok(encode(&stored, &surface.store.snapshot(), &surface.site))
 }
@@ -266,6 +283,10 @@ fn settled(snapshot: &Snapshot, write: &Write, before: Option<&Service>) -> Resu
             .into_iter()
             .filter(|found| !follows(found, &unreadable)),
     );
+    // Of a template that cannot be read in full, what it uses is not known.
+    if violations.is_empty() && before.is_none_or(|before| before.template != template) {
+        violations.extend(unreadable_secrets(snapshot, write, &template));
+    }
     let traffic = match &write.asked.traffic {
         None => None,
         Some(traffic) => match reachable(snapshot, write, &template, traffic, before) {
@@ -283,6 +304,27 @@ fn settled(snapshot: &Snapshot, write: &Write, before: Option<&Service>) -> Resu
         }
         _ => Err(Error::violations(violations)),
     }
+}
+
+/// The secrets that instances of the template could not read. A template that is there already is not looked at again: its
+/// instances tell when they start.
+fn unreadable_secrets(snapshot: &Snapshot, write: &Write, template: &RevisionTemplate) -> Vec<Violation> {
+    let uses = template.secret_uses(&write.key.name, "spec.template");
+    if uses.is_empty() {
+        return Vec::new();
+    }
+    let account = template.account(&write.site);
+    let seconds = u64::try_from(write.now.as_seconds()).unwrap_or(0);
+    let holds = |condition: &BindingCondition, resource: &Resource| {
+        let project = &write.site.project;
+        write.conditions.hold(condition, resource, project, seconds)
+    };
+    let refused = uses.into_iter().filter_map(|found| {
+        let read = snapshot.readable_version(&found.of, &account, write.now, &holds);
+        let why = read.err()?.told(&found.of, write.site.number(), &account);
+        Some(Violation::new(found.field, why))
+    });
+    refused.collect()
 }
 
 /// Whether a rule was only broken because a field could not be read and has its default.
@@ -380,19 +422,14 @@ fn unused_name(
     Ok(())
 }
 
-pub(crate) async fn delete(
-    surface: &Surface,
-    key: ServiceKey,
-    caller: &Caller,
-    deletion: Deletion,
-) -> Result<Value, Error> {
+pub(crate) async fn delete(surface: &Surface, key: ServiceKey, deletion: Deletion) -> Result<Value, Error> {
     let site = surface.site.clone();
     let uid = if deletion.dry {
         let snapshot = surface.store.snapshot();
         snapshot.service(&key).ok_or_else(|| absent(&key, &site))?.uid.clone()
     } else {
         let gone = key.clone();
-        let uid = surface
+        surface
             .store
             .transact(move |tx| {
                 let uid = tx
@@ -404,9 +441,7 @@ pub(crate) async fn delete(
                 tx.delete_service(&gone);
                 Ok::<_, Error>(uid)
             })
-            .await?;
-        surface.audit(&key, caller, "DeleteService");
-        uid
+            .await?
     };
     Ok(deleted("services", key.name.as_str(), &uid))
 }

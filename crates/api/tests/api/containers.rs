@@ -325,9 +325,9 @@ async fn each_rule_of_several_containers_is_told_at_its_field() {
         ),
         (
             "/volumes/2",
-            json!({ "name": "s", "secret": { "secretName": "s" } }),
-            "spec.volumes[2].secret",
-            "is not served",
+            json!({ "name": "s", "secret": { "secretName": "s", "items": [{ "key": "1", "path": "../s" }] } }),
+            "spec.volumes[2].secret.items[0].path",
+            "is no path of a file",
         ),
         (
             "/volumes/2",

@@ -1,12 +1,15 @@
 //! The API through its one door, with a real store, real keys and real image content in a temporary directory.
 
+mod accounts;
 mod builds;
 mod conformance;
 mod containers;
 mod iam;
+mod permits;
 mod read;
 mod refusals;
 mod registry;
+mod secrets;
 mod setting;
 mod storage;
 mod surface;

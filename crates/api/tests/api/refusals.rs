@@ -314,7 +314,16 @@ async fn wrong_annotations() {
             "{\"x\":[]}",
             "\"x\" is no container",
         ),
-        ("run.googleapis.com/secrets", "a:b", NOT_SERVED),
+        (
+            "run.googleapis.com/secrets",
+            "a:b",
+            "ALIAS:projects/PROJECT/secrets/SECRET",
+        ),
+        (
+            "run.googleapis.com/secrets",
+            "a:projects/12/secrets/b",
+            "of other projects are not served",
+        ),
         ("run.googleapis.com/health-check-disabled", "true", NOT_SERVED),
     ];
     for (key, value, says) in of_template {
@@ -421,8 +430,8 @@ async fn what_is_not_served_is_named() {
     for (pointer, value, field) in [
         (
             "env",
-            json!([{ "name": "A", "valueFrom": { "secretKeyRef": { "name": "s", "key": "1" } } }]),
-            "env[0].valueFrom",
+            json!([{ "name": "A", "valueFrom": { "configMapKeyRef": { "name": "s", "key": "1" } } }]),
+            "env[0].valueFrom.configMapKeyRef",
         ),
         (
             "startupProbe",

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use homerun_api::{self as api, About, Surface, answer};
 use http::{Method, Request, Response};
@@ -22,6 +23,11 @@ pub(crate) const RUN: &str = "us-central1-run.googleapis.com";
 pub(crate) const SERVICES: &str = "/apis/serving.knative.dev/v1/namespaces/my-project/services";
 pub(crate) const REVISIONS: &str = "/apis/serving.knative.dev/v1/namespaces/my-project/revisions";
 
+pub(crate) const IAM: &str = "iam.googleapis.com";
+pub(crate) const ACCOUNTS: &str = "/v1/projects/my-project/serviceAccounts";
+pub(crate) const PROJECTS: &str = "cloudresourcemanager.googleapis.com";
+pub(crate) const PROJECT: &str = "/v1/projects/my-project";
+
 thread_local! {
     /// Microseconds since 1970, as the surface's clock shows them on this test's thread.
     static NOW: Cell<i64> = const { Cell::new(1_800_000_000_043_143) };
@@ -29,6 +35,11 @@ thread_local! {
 
 fn now() -> Timestamp {
     Timestamp::from_micros(NOW.get())
+}
+
+/// The same as tokens count it.
+pub(crate) fn seconds() -> u64 {
+    u64::try_from(now().as_seconds()).expect("after 1970")
 }
 
 pub(crate) fn pass(seconds: i64) {
@@ -51,7 +62,7 @@ pub(crate) fn address(port: u16) -> SocketAddr {
 impl Setting {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let keys = Arc::new(Keys::open(&dir.path().join("keys"), "my-project").expect("keys"));
+        let keys = Arc::new(Keys::open(&dir.path().join("keys"), "my-project", seconds()).expect("keys"));
         let journal: Arc<Mutex<Vec<Entry>>> = Arc::default();
         let sink = journal.clone();
         let held: Arc<Mutex<BTreeSet<image::Digest>>> = Arc::default();
@@ -59,7 +70,9 @@ impl Setting {
             store: store::Store::open(dir.path()).expect("a store"),
             images: image::Images::open_with_docker_config(&dir.path().join("images"), None).expect("images"),
             objects: bucket::Objects::open(&dir.path().join("storage")).expect("objects"),
+            vault: Arc::new(secret::Vault::open(&dir.path().join("secrets"), None).expect("keys of secrets")),
             keys: keys.clone(),
+            conditions: Arc::default(),
             site: Site {
                 project: ProjectId::parse("my-project").expect("an id"),
                 region: Region::parse("us-central1").expect("a region"),
@@ -85,6 +98,7 @@ impl Setting {
                 https: address(8443),
             },
         });
+        surface.establish().await.expect("an owner");
         let mut setting = Self {
             surface,
             token: String::new(),
@@ -99,8 +113,19 @@ impl Setting {
     /// An access token by the way that gcloud goes: a signed assertion to the token endpoint.
     pub(crate) async fn token(&self) -> String {
         let key = ServiceAccountKey::read(self.surface.keys.owner_key_file()).expect("a key");
-        let seconds = u64::try_from(now().as_seconds()).expect("after 1970");
-        let assertion = sign_assertion(&key, Ask::Scope(CLOUD_PLATFORM_SCOPE), seconds).expect("signs");
+        self.token_of(&key).await
+    }
+
+    /// The same by any account's key.
+    pub(crate) async fn token_of(&self, key: &ServiceAccountKey) -> String {
+        let (status, body) = self.exchange(key).await;
+        assert_eq!(status, 200, "{body}");
+        body["access_token"].as_str().expect("a token").to_owned()
+    }
+
+    /// What the token endpoint answers to the key's holder.
+    pub(crate) async fn exchange(&self, key: &ServiceAccountKey) -> (u16, Value) {
+        let assertion = sign_assertion(key, Ask::Scope(CLOUD_PLATFORM_SCOPE), seconds()).expect("signs");
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("grant_type", JWT_BEARER)
             .append_pair("assertion", &assertion)
@@ -108,9 +133,65 @@ impl Setting {
         let request = Request::post("/token")
             .body(Full::new(Bytes::from(form)))
             .expect("a request");
-        let (status, body) = read(answer(&self.surface, "oauth2.googleapis.com", request).await).await;
-        assert_eq!(status, 200, "{body}");
-        body["access_token"].as_str().expect("a token").to_owned()
+        read(answer(&self.surface, "oauth2.googleapis.com", request).await).await
+    }
+
+    /// Makes a service account with a key, and gives it these roles on the project.
+    pub(crate) async fn account(&self, id: &str, roles: &[&str]) -> ServiceAccountKey {
+        let account = json!({ "accountId": id, "serviceAccount": { "displayName": id } });
+        let (status, made) = self.call_at(IAM, "POST", ACCOUNTS, Some(&account)).await;
+        assert_eq!(status, 200, "{made}");
+        let email = made["email"].as_str().expect("an e-mail");
+        for role in roles {
+            self.bind(&format!("serviceAccount:{email}"), role).await;
+        }
+        self.key_of(email).await
+    }
+
+    /// Another key of the account.
+    pub(crate) async fn key_of(&self, email: &str) -> ServiceAccountKey {
+        let (status, key) = self
+            .call_at(IAM, "POST", &format!("{ACCOUNTS}/{email}/keys"), Some(&json!({})))
+            .await;
+        assert_eq!(status, 200, "{key}");
+        let text = key["privateKeyData"].as_str().expect("the file");
+        let text = String::from_utf8(STANDARD.decode(text).expect("base64")).expect("text");
+        ServiceAccountKey::from_json(&text).expect("a key file")
+    }
+
+    /// Gives the member a role on the project, as gcloud does.
+    pub(crate) async fn bind(&self, member: &str, role: &str) {
+        let (status, mut policy) = self
+            .call_at(PROJECTS, "POST", &format!("{PROJECT}:getIamPolicy"), Some(&json!({})))
+            .await;
+        assert_eq!(status, 200, "{policy}");
+        let bindings = policy["bindings"].as_array_mut().expect("the owner's at least");
+        bindings.push(json!({ "role": role, "members": [member] }));
+        let set = json!({ "policy": policy });
+        let (status, set) = self
+            .call_at(PROJECTS, "POST", &format!("{PROJECT}:setIamPolicy"), Some(&set))
+            .await;
+        assert_eq!(status, 200, "{set}");
+    }
+
+    /// A call as the holder of the token makes it.
+    pub(crate) async fn call_as(
+        &self,
+        token: &str,
+        host: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> (u16, Value) {
+        let content = body.map(ToString::to_string).unwrap_or_default();
+        let request = Request::builder()
+            .method(Method::from_bytes(method.as_bytes()).expect("a method"))
+            .uri(path)
+            .header("authorization", format!("Bearer {token}"))
+            .extension(api::Peer(address(4321)))
+            .body(Full::new(Bytes::from(content)))
+            .expect("a request");
+        read(self.send(host, request).await).await
     }
 
     pub(crate) async fn send(&self, host: &str, request: Request<Full<Bytes>>) -> Response<api::Body> {

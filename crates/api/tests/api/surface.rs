@@ -22,13 +22,15 @@ async fn every_call_needs_an_access_token() {
         .issuer()
         .mint_identity(keys.owner().caller(), "https://x", 1_800_000_000);
     let foreign = Setting::new().await.token;
-    let unscoped = keys.issuer().mint_access(keys.owner().caller(), "email", 1_800_000_000);
+    let unscoped = keys
+        .issuer()
+        .mint_access(keys.owner().caller(), "email", 1_800_000_000, 60);
     for (header, status, says) in [
         (None, 401, "no access token"),
         (Some("Basic eDp5".to_owned()), 401, "Bearer"),
         (Some("Bearer".to_owned()), 401, "Bearer"),
         (Some("Bearer x.y.z".to_owned()), 401, "malformed"),
-        (Some(format!("Bearer {identity}")), 401, "type"),
+        (Some(format!("Bearer {identity}")), 401, "malformed"),
         (Some(format!("Bearer {foreign}")), 401, "not accepted"),
         (Some(format!("Bearer {}x", setting.token)), 401, "not accepted"),
         (Some(format!("Bearer {unscoped}")), 403, "scope"),
@@ -130,13 +132,13 @@ async fn what_is_not_served_is_said_so() {
         (
             "secretmanager.googleapis.com",
             "POST",
-            "/v1/projects/my-project/secrets",
+            "/v1/projects/my-project/locations/us-central1/secrets",
         ),
         ("console.cloud.google.com", "GET", "/run"),
         (
             "cloudresourcemanager.googleapis.com",
             "POST",
-            "/v1/projects/my-project:setIamPolicy",
+            "/v1/projects/my-project:undelete",
         ),
         ("cloudresourcemanager.googleapis.com", "GET", "/v1/projects"),
         (
@@ -287,7 +289,7 @@ async fn services_that_are_served_are_enabled() {
     assert_eq!(state("run.googleapis.com").await, (200, "ENABLED".to_owned()));
     assert_eq!(state("cloudbuild.googleapis.com").await, (200, "ENABLED".to_owned()));
     assert_eq!(
-        state("secretmanager.googleapis.com").await,
+        state("cloudscheduler.googleapis.com").await,
         (200, "DISABLED".to_owned())
     );
     assert_eq!(state("nonsense").await.0, 404);
@@ -312,17 +314,17 @@ async fn services_that_are_served_are_enabled() {
         (200, Some(2))
     );
     for (path, body) in [
-        (format!("{base}/secretmanager.googleapis.com:enable"), json!({})),
+        (format!("{base}/cloudscheduler.googleapis.com:enable"), json!({})),
         (
             format!("{base}:batchEnable"),
-            json!({ "serviceIds": ["run.googleapis.com", "secretmanager.googleapis.com"] }),
+            json!({ "serviceIds": ["run.googleapis.com", "cloudscheduler.googleapis.com"] }),
         ),
     ] {
         let (status, refused) = setting.call_at(host, "POST", &path, Some(&body)).await;
         assert_eq!(status, 400, "{refused}");
         let message = refused["error"]["message"].as_str().expect("text");
         assert!(
-            message.starts_with("secretmanager.googleapis.com cannot be enabled"),
+            message.starts_with("cloudscheduler.googleapis.com cannot be enabled"),
             "{message}"
         );
     }
@@ -334,7 +336,10 @@ async fn services_that_are_served_are_enabled() {
     let (_, rest) = setting
         .call_at(host, "GET", &format!("{base}?pageSize=2&pageToken={next}"), None)
         .await;
-    assert_eq!(rest["services"][0]["config"]["name"], "run.googleapis.com");
+    assert_eq!(
+        rest["services"][0]["config"]["name"],
+        "cloudresourcemanager.googleapis.com"
+    );
     assert_eq!(
         setting
             .call_at(host, "GET", &base.replace("my-", "other-"), None)

@@ -43,8 +43,10 @@ async fn the_first_deploy_from_document_to_ready() {
     golden("route", &setting.get(&format!("{base}/routes/my-api")).await, &created);
     let journal = setting.journal.lock().expect("no panic before");
     assert!(
-        matches!(journal.as_slice(), [Entry::Audit { method, caller, .. }]
-            if method == "CreateService" && caller == "owner@my-project.iam.gserviceaccount.com"),
+        matches!(journal.as_slice(), [Entry::Audit(record)]
+            if record.method == "google.cloud.run.v1.Services.CreateService"
+                && record.caller == "owner@my-project.iam.gserviceaccount.com"
+                && record.allowed),
         "{journal:?}"
     );
 }
@@ -88,7 +90,7 @@ async fn every_setting_of_the_tutorial_is_stored_and_shown() {
     });
     template["spec"]["containerConcurrency"] = "20".into();
     template["spec"]["timeoutSeconds"] = "600".into();
-    template["spec"]["serviceAccountName"] = "api@my-project.iam.gserviceaccount.com".into();
+    template["spec"]["serviceAccountName"] = "api-runner@my-project.iam.gserviceaccount.com".into();
     let container = &mut template["spec"]["containers"][0];
     container["resources"] = json!({ "limits": { "cpu": 2, "memory": "1Gi" } });
     container["ports"] = json!([{ "name": "h2c", "containerPort": 9000 }]);
@@ -99,6 +101,9 @@ async fn every_setting_of_the_tutorial_is_stored_and_shown() {
     container["startupProbe"] = json!({ "tcpSocket": { "port": 9000 }, "periodSeconds": 5, "timeoutSeconds": 2 });
     document["metadata"]["labels"] = json!({ "team": "web", "cloud.googleapis.com/location": "mars" });
 
+    let (status, refused) = setting.call("POST", SERVICES, Some(&document)).await;
+    assert_eq!(status, 403, "no such account: {refused}");
+    setting.account("api-runner", &[]).await;
     let shown = setting.create(&document).await;
     let stored = setting.stored("my-api");
     let template = &stored.template;
@@ -109,10 +114,10 @@ async fn every_setting_of_the_tutorial_is_stored_and_shown() {
     assert_eq!((template.concurrency.get(), template.timeout.seconds()), (20, 600));
     assert_eq!(
         template.service_account.as_deref(),
-        Some("api@my-project.iam.gserviceaccount.com")
+        Some("api-runner@my-project.iam.gserviceaccount.com")
     );
     assert_eq!(template.container.resources.cpu.millis(), 2000);
-    assert_eq!(template.container.env[1].value, "");
+    assert_eq!(template.container.env[1], model::EnvVar::literal("EMPTY", ""));
     assert_eq!(template.container.args, ["--flag", ""]);
     assert_eq!(template.container.startup_probe.as_ref().expect("a probe").failures, 3);
     golden("settings", &shown["spec"], &shown);

@@ -91,8 +91,14 @@ fn container_rows(rows: &mut Rows, container: &Value, spec: &Value) {
             });
         }
     }
+    let volume_of = |mount: &Value| -> Value {
+        let mut volumes = spec["volumes"].as_array().into_iter().flatten();
+        let found = volumes.find(|volume| volume["name"] == mount["name"]);
+        found.cloned().unwrap_or_default()
+    };
     let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-    let mounts: Vec<&Value> = mounts.collect();
+    let (secrets, mounts): (Vec<&Value>, Vec<&Value>) =
+        mounts.partition(|mount| volume_of(mount)["secret"].is_object());
     if !mounts.is_empty() {
         rows.heading(2, "Volume Mounts:");
     }
@@ -103,6 +109,33 @@ fn container_rows(rows: &mut Rows, container: &Value, spec: &Value) {
         let in_memory = |volume: &Value| volume["name"] == mount["name"] && volume["emptyDir"].is_object();
         if volumes.into_iter().any(in_memory) {
             rows.put(6, "type:", "in-memory");
+        }
+    }
+    let mut of_secrets: Vec<(String, String)> = container["env"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|variable| variable["valueFrom"]["secretKeyRef"].is_object())
+        .map(|variable| {
+            let of = &variable["valueFrom"]["secretKeyRef"];
+            let version = format!("{}:{}", plain(&of["name"]), plain(&of["key"]));
+            (plain(&variable["name"]), version)
+        })
+        .collect();
+    of_secrets.extend(secrets.into_iter().map(|mount| {
+        let source = volume_of(mount)["secret"].clone();
+        let secret = plain(&source["secretName"]);
+        let version = match source["items"][0]["key"].as_str() {
+            Some(key) => format!("{secret}:{key}"),
+            None => secret,
+        };
+        (plain(&mount["mountPath"]), version)
+    }));
+    if !of_secrets.is_empty() {
+        of_secrets.sort();
+        rows.heading(2, "Secrets:");
+        for (name, version) in of_secrets {
+            rows.put(4, &name, version);
         }
     }
     for (key, label) in [

@@ -19,6 +19,10 @@ pub(crate) enum ConfigurationError {
         "several containers run in the second generation only: leave the execution environment unset or set it to gen2"
     )]
     SeveralContainers,
+    #[error(
+        "files of secrets are served in the second generation only: leave the execution environment unset or use gen2"
+    )]
+    SecretFiles,
     #[error(transparent)]
     Bundle(#[from] BundleError),
 }
@@ -33,6 +37,10 @@ pub(crate) fn configuration(
 ) -> Result<Value, ConfigurationError> {
     if !spec.sidecars.is_empty() {
         return Err(ConfigurationError::SeveralContainers);
+    }
+    let secret = |volume: &model::Volume| matches!(volume.source, VolumeSource::Secret { .. });
+    if spec.volumes.iter().any(secret) {
+        return Err(ConfigurationError::SecretFiles);
     }
     let namespaces = ["pid", "mount", "ipc", "uts"].map(|kind| json!({"type": kind}));
     Ok(json!({
@@ -62,7 +70,9 @@ fn mounts(spec: &InstanceSpec, one_tree: bool) -> Vec<Value> {
     }));
     all.extend(spec.container.mounts.iter().filter_map(|place| {
         let volume = spec.volumes.iter().find(|volume| volume.name == place.volume)?;
-        let VolumeSource::Memory { size_limit } = &volume.source;
+        let VolumeSource::Memory { size_limit } = &volume.source else {
+            return None;
+        };
         let most = size_limit
             .as_ref()
             .map_or(spec.memory_bytes(), |limit| limit.bytes().min(spec.memory_bytes()));

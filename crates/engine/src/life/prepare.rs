@@ -8,7 +8,7 @@ use std::{
 };
 
 use image::Digest;
-use model::{ExitCause, InstanceSpec, Sandbox, Volume, VolumeSource};
+use model::{ExitCause, InstanceSpec, MAX_SECRET_BYTES, Revealed, Sandbox, Volume, VolumeSource};
 
 use super::{Entry, chain, not_started};
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     gvisor::{self, Gvisor},
     records::Record,
     sandbox::Plan,
+    wire::VolumeSize,
 };
 
 /// What is made before the launcher is asked for one container.
@@ -64,6 +65,7 @@ pub(super) fn furnish(
     unpacked: image::Unpacked,
     gvisor: Option<Gvisor>,
     joins: Option<i32>,
+    secrets: &Revealed,
 ) -> Result<Prepared, String> {
     let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
     let spec = &entry.spec;
@@ -84,6 +86,7 @@ pub(super) fn furnish(
         limits_swap: engine.limits_swap,
         open_files: engine.open_files,
         volumes: &engine.run.volumes(id),
+        secrets,
         joins,
     };
     let container = spec.containers().nth(index).expect("one of the spec's");
@@ -107,8 +110,12 @@ pub(super) fn furnish(
         if parked { gate::mark(&bundle) } else { Ok(()) }
     });
     written.map_err(|error| format!("cannot write the instance's bundle: {error}"))?;
-    // Our own sandboxes have one container, and know no volumes.
-    let own = spec.sidecars.is_empty() && container.mounts.is_empty() && gvisor.is_none();
+    // Our own sandboxes have one container, know no volumes, and come to the launcher in one message.
+    let environment = configuration["process"]["env"].to_string();
+    let own = spec.sidecars.is_empty()
+        && container.mounts.is_empty()
+        && gvisor.is_none()
+        && environment.len() <= LONGEST_ENVIRONMENT;
     let plan = match engine.maker {
         Maker::Own if own => match Plan::read(&configuration, &engine.layout) {
             Ok(plan) => Some(Box::new(plan)),
@@ -127,11 +134,22 @@ pub(super) fn furnish(
     })
 }
 
-/// What a volume may hold: never more than the memory of all containers (Admin API, `sizeLimit`).
-pub(super) fn size_of_volume(volume: &Volume, spec: &InstanceSpec) -> u64 {
-    let VolumeSource::Memory { size_limit } = &volume.source;
-    let most = spec.memory_bytes();
-    size_limit.as_ref().map_or(most, |limit| limit.bytes().min(most))
+/// Of our own sandboxes, in JSON, bytes.
+const LONGEST_ENVIRONMENT: usize = 64 << 10;
+
+/// What a volume may hold: never more than the memory of all containers (Admin API, `sizeLimit`); of a secret, each of its
+/// files once more than it has now.
+pub(super) fn size_of_volume(volume: &Volume, spec: &InstanceSpec) -> VolumeSize {
+    match &volume.source {
+        VolumeSource::Memory { size_limit } => {
+            let most = spec.memory_bytes();
+            VolumeSize::Memory(size_limit.as_ref().map_or(most, |limit| limit.bytes().min(most)))
+        }
+        VolumeSource::Secret { items, .. } => {
+            let files = items.len().max(1) + 1;
+            VolumeSize::Secret((files * 2 * MAX_SECRET_BYTES) as u64)
+        }
+    }
 }
 
 fn write_bundle(directory: &PathBuf, configuration: &serde_json::Value) -> io::Result<()> {

@@ -64,7 +64,7 @@ pub(crate) enum What {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
     pub(crate) arguments: Vec<String>,
-    pub(crate) environment: Vec<String>,
+    pub(crate) environment: Environment,
     pub(crate) directory: String,
     pub(crate) user: u32,
     pub(crate) group: u32,
@@ -76,6 +76,25 @@ pub(crate) struct Process {
     pub(crate) inheritable: u64,
     /// Soft and hard, of `RLIMIT_NOFILE`.
     pub(crate) open_files: Option<(u64, u64)>,
+}
+
+/// `NAME=VALUE` each. Values may be secrets: only names are printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Environment(Vec<String>);
+
+impl std::ops::Deref for Environment {
+    type Target = [String];
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.0.iter().map(|pair| pair.split('=').next().unwrap_or_default());
+        f.debug_list().entries(names).finish()
+    }
 }
 
 #[derive(Deserialize)]
@@ -421,7 +440,7 @@ impl Plan {
             read_only: linux.readonly_paths,
             process: Process {
                 arguments: process.args,
-                environment: process.env,
+                environment: Environment(process.env),
                 directory: process.cwd,
                 user: process.user.uid,
                 group: process.user.gid,
@@ -465,6 +484,8 @@ mod tests {
         assert_eq!(plan.process.bounding, 0x8004_05fb);
         assert_eq!((plan.process.permitted, plan.process.effective), (0, 0));
         assert_eq!(plan.process.open_files, Some((20_000, 20_000)));
+        let printed = format!("{:?}", plan.process.environment);
+        assert!(printed.contains("PORT") && !printed.contains("8080"), "{printed}");
         assert_eq!(plan.mounts.len(), 7);
         assert_eq!(plan.mounts[1].attributes, NO_SETUID | STRICT_TIMES);
         assert_eq!(plan.mounts[6].what, What::Groups);

@@ -3,8 +3,8 @@
 use std::num::NonZeroU16;
 
 use model::{
-    ContainerSpec, EnvVar, ExitCause, Fate, InstanceSpec, InstanceState, Memory, Probe, Severity, Volume, VolumeMount,
-    VolumeSource,
+    ContainerSpec, ExitCause, Fate, InstanceSpec, InstanceState, Memory, Probe, ResolvedVar, Severity, Volume,
+    VolumeMount, VolumeSource,
 };
 
 use crate::lab::Lab;
@@ -30,7 +30,7 @@ fn pair(lab: &Lab, side: &[&str]) -> InstanceSpec {
     spec.sidecars = vec![ContainerSpec {
         name: "side".to_owned(),
         args: side.iter().map(|word| (*word).to_owned()).collect(),
-        env: vec![EnvVar {
+        env: vec![ResolvedVar {
             name: "PORT".to_owned(),
             value: SIDE_PORT.to_string(),
         }],

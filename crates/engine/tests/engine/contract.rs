@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{EnvVar, ExitCause, InstanceSpec, InstanceState, Sandbox, Stream};
+use model::{ExitCause, InstanceSpec, InstanceState, ResolvedVar, Sandbox, Stream};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -52,7 +52,7 @@ mod check {
         let mut spec = of(&lab, sandbox, &[]);
         let more = ["FROM=spec", "TWICE=1", "TWICE=2"].map(|pair| {
             let (name, value) = pair.split_once('=').expect("a pair");
-            EnvVar {
+            ResolvedVar {
                 name: name.to_owned(),
                 value: value.to_owned(),
             }

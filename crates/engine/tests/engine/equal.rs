@@ -155,7 +155,7 @@ async fn with_other_limits_and_words() {
             ("HOME", "/somewhere"),
             ("LINES", "a\nb"),
         ] {
-            spec.container.env.push(model::EnvVar {
+            spec.container.env.push(model::ResolvedVar {
                 name: name.to_owned(),
                 value: value.to_owned(),
             });

@@ -1,6 +1,6 @@
 //! What an instance sees of the world.
 
-use model::EnvVar;
+use model::ResolvedVar;
 use serde_json::json;
 
 use crate::lab::{Lab, Recipe, words};
@@ -200,7 +200,7 @@ async fn the_image_names_its_user() {
     spec.container.env = ["PORT=80", "FROM=spec", "TWICE=1", "TWICE=2"]
         .map(|pair| {
             let (name, value) = pair.split_once('=').expect("a pair");
-            EnvVar {
+            ResolvedVar {
                 name: name.to_owned(),
                 value: value.to_owned(),
             }

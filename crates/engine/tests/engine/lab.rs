@@ -21,8 +21,8 @@ use bytes::Bytes;
 use homerun_engine::{Egress, Engine, FIRST_ID, Maker, Settings};
 use image::{Digest, Images, Reference};
 use model::{
-    ContainerSpec, CpuAllocation, EnvVar, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed,
-    Probe, Region, RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName, StartRecord,
+    ContainerSpec, CpuAllocation, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Probe,
+    Region, ResolvedVar, RevisionKey, RevisionName, Sandbox, ServiceKey, ServiceName, StartRecord,
 };
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -417,7 +417,7 @@ pub(crate) fn spec(image: &str, arguments: &[&str]) -> InstanceSpec {
             command: Vec::new(),
             args: arguments.iter().map(|word| (*word).to_owned()).collect(),
             working_dir: None,
-            env: vec![EnvVar {
+            env: vec![ResolvedVar {
                 name: "PORT".to_owned(),
                 value: PORT.to_string(),
             }],
@@ -436,6 +436,7 @@ pub(crate) fn spec(image: &str, arguments: &[&str]) -> InstanceSpec {
         sidecars: Vec::new(),
         port: NonZeroU16::new(PORT).expect("not zero"),
         volumes: Vec::new(),
+        secrets: model::Revealed::default(),
         startup_cpu_boost: false,
         cpu_allocation: CpuAllocation::Instance,
         sandbox: Sandbox::Gen2,

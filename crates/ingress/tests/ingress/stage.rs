@@ -17,10 +17,10 @@ use homerun_ingress::{
     listen::{self, Limits, Listening, Ports},
 };
 use model::{
-    Activity, Binding, Concurrency, Container, Fate, INVOKER_ROLE, InstanceId, Member, Percent, Policy, Port,
-    ProjectId, Protocol, Region, RequestRecord, RequestTimeout, Resources, Revision, RevisionKey, RevisionName,
-    RevisionState, RevisionTemplate, Role, RouteTable, Routed, RoutedTarget, Scaling, Scheme, Service, ServiceKey,
-    ServiceName, Site, Tag, Timestamp, Traffic,
+    Access, Activity, Binding, Concurrency, Container, Fate, INVOKER_ROLE, InstanceId, Member, OWNER_ROLE, Percent,
+    Policy, Port, ProjectId, Protocol, Region, RequestRecord, RequestTimeout, Resource, Resources, Revision,
+    RevisionKey, RevisionName, RevisionState, RevisionTemplate, Role, RouteTable, Routed, RoutedTarget, Scaling,
+    Scheme, Service, ServiceKey, ServiceName, Site, Tag, Timestamp, Traffic,
 };
 use rustls::{RootCertStore, ServerConfig};
 use socket2::{Domain, Socket, Type};
@@ -150,7 +150,7 @@ impl Stage {
                         _ => Err("the signature does not fit".to_owned()),
                     }
                 }),
-                owner: OWNER.to_owned(),
+                holds: Box::new(|_, _| true),
             },
             record: Box::new(move |record| recorded.records.lock().expect("lock").push(*record)),
             wake: Box::new(move || {
@@ -262,6 +262,7 @@ impl Stage {
                 bindings: vec![Binding {
                     role: Role::parse(INVOKER_ROLE).expect("a role"),
                     members: settings.invokers.clone(),
+                    condition: None,
                 }],
                 version: 1,
             },
@@ -279,9 +280,25 @@ impl Stage {
                     .collect(),
             },
         };
-        let table = RouteTable::build(1, &self.site, std::iter::once(&service), |_, name| {
-            revisions.iter().find(|revision| revision.key.name == *name)
-        });
+        let project = Policy {
+            bindings: vec![Binding {
+                role: Role::parse(OWNER_ROLE).expect("a role"),
+                members: vec![Member::User(OWNER.to_owned())],
+                condition: None,
+            }],
+            version: 1,
+        };
+        let table = RouteTable::build(
+            1,
+            &self.site,
+            std::iter::once(&service),
+            |_, name| revisions.iter().find(|revision| revision.key.name == *name),
+            |service| Access {
+                resource: Resource::Service(service.key.clone()),
+                policies: vec![Arc::new(service.policy.clone()), Arc::new(project.clone())],
+                groups: Arc::default(),
+            },
+        );
         self.routes.send_replace(Arc::new(table));
         self.settled().await;
     }

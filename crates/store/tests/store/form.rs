@@ -5,11 +5,12 @@ use homerun_store::Store;
 use super::{GOLDEN, dir, golden, write};
 
 /// The golden files of earlier versions.
-const EARLIER: [&str; 4] = [
+const EARLIER: [&str; 5] = [
     include_str!("../golden/v1.json"),
     include_str!("../golden/v2.json"),
     include_str!("../golden/v3.json"),
     include_str!("../golden/v4.json"),
+    include_str!("../golden/v5.json"),
 ];
 
 #[tokio::test]
@@ -27,6 +28,19 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
         golden.repositories.into_iter().for_each(|r| tx.put_repository(r));
         golden.buckets.into_iter().for_each(|b| tx.put_bucket(b));
         golden.builds.into_iter().for_each(|b| tx.put_build(b));
+        golden
+            .policies
+            .into_iter()
+            .for_each(|held| tx.put_policy(held.resource, held.policy));
+        golden.accounts.into_iter().for_each(|a| tx.put_account(a));
+        golden.groups.into_iter().for_each(|g| tx.put_group(g));
+        let long_ago = model::Timestamp::from_micros(0);
+        golden.revoked.into_iter().for_each(|token| tx.revoke(token, long_ago));
+        golden.secrets.into_iter().for_each(|s| tx.put_secret(s));
+        golden
+            .secret_versions
+            .into_iter()
+            .for_each(|v| tx.put_secret_version(v));
     })
     .await
     .expect("written");
@@ -35,7 +49,7 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
     let schema: i64 = database
         .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
         .expect("there");
-    assert_eq!(schema, 5, "a new version needs its own golden file");
+    assert_eq!(schema, 6, "a new version needs its own golden file");
     let bodies = |table: &str| -> Vec<serde_json::Value> {
         let mut rows = database
             .prepare(&format!("SELECT body FROM {table} ORDER BY rowid"))
@@ -51,6 +65,12 @@ async fn the_stored_form_is_the_golden_file_of_its_version() {
         "repositories": bodies("repositories"),
         "buckets": bodies("buckets"),
         "builds": bodies("builds"),
+        "policies": bodies("policies"),
+        "accounts": bodies("accounts"),
+        "groups": bodies("local_groups"),
+        "revoked": bodies("revoked"),
+        "secrets": bodies("secrets"),
+        "secret_versions": bodies("secret_versions"),
     });
     assert_eq!(
         serde_json::to_string_pretty(&kept).expect("plain data") + "\n",
@@ -95,9 +115,17 @@ async fn earlier_versions_are_brought_forward() {
                 .execute_batch("DROP TABLE repositories; DROP TABLE buckets;")
                 .expect("tables of version 4");
         }
+        if version < 5 {
+            database
+                .execute_batch("DROP TABLE builds;")
+                .expect("the table of version 5");
+        }
         database
-            .execute_batch("DROP TABLE builds;")
-            .expect("the table of version 5");
+            .execute_batch(
+                "DROP TABLE policies; DROP TABLE accounts; DROP TABLE local_groups; DROP TABLE revoked;
+                 DROP TABLE secrets; DROP TABLE secret_versions;",
+            )
+            .expect("the tables of version 6");
         database
             .execute("UPDATE meta SET value = ?1 WHERE name = 'schema'", [version])
             .expect("an older version");

@@ -3,7 +3,7 @@
 //! | place | becomes a field | kept word for word | known, not served: refused |
 //! |---|---|---|---|
 //! | service | `ingress` (only `all`), scale bounds and mode | [`KEPT`] | [`UNSERVED_SERVICE`] |
-//! | template | scale bounds, Knative's scaling, `cpu-throttling`, `startup-cpu-boost`, `execution-environment`, `sessionAffinity`, `container-dependencies` | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
+//! | template | scale bounds, Knative's scaling, `cpu-throttling`, `startup-cpu-boost`, `execution-environment`, `sessionAffinity`, `container-dependencies`, `secrets` | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
 //!
 //! Every other key under `run.googleapis.com/` and `autoscaling.knative.dev/` is refused; keys of anybody else are kept.
 
@@ -44,7 +44,6 @@ const UNSERVED_TEMPLATE: &[&str] = &[
     "network-interfaces",
     "vpc-access-connector",
     "vpc-access-egress",
-    "secrets",
     "secure-session-agent",
     "gpu-zonal-redundancy-disabled",
     "base-images",
@@ -247,6 +246,8 @@ pub(crate) struct Meaning {
     pub(crate) kpa: Option<Kpa>,
     /// Which container is started after which others.
     pub(crate) dependencies: BTreeMap<String, Vec<String>>,
+    /// Which aliases stand for which secrets, as it was written.
+    pub(crate) secrets: String,
 }
 
 /// Takes a template's annotations.
@@ -283,6 +284,7 @@ pub(crate) fn of_template(metadata: &mut Object<'_>) -> Meaning {
                     }
                 });
             }
+            (RUN, "secrets") => value.clone_into(&mut meant.secrets),
             (RUN, "startup-cpu-boost") => meant.startup_cpu_boost = flag(),
             (RUN, "sessionAffinity") => meant.session_affinity = flag(),
             (RUN, "container-dependencies") if value.is_empty() => {}

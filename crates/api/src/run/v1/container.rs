@@ -3,15 +3,19 @@
 use std::num::NonZeroU16;
 
 use model::{
-    Container, Cpu, EnvVar, Memory, Port, Probe, ProbeKind, Protocol, Resources, ServiceName, implicit_name,
-    is_dns_label,
+    Container, Cpu, EnvValue, EnvVar, Memory, Port, Probe, ProbeKind, Protocol, Resources, SecretRef, ServiceName,
+    VersionRef, implicit_name, is_dns_label,
 };
 use serde_json::{Map, Value, json};
 
 use crate::{
     document::{Object, short},
     error::told,
-    run::v1::{probe, volume},
+    run::v1::{
+        probe,
+        secrets::{self, Aliases},
+        volume,
+    },
 };
 
 /// Fields of a container that exist and are not served.
@@ -60,7 +64,13 @@ pub(crate) struct Read {
 
 /// Reads the container at `index`. `alone`: it is the only one, and takes requests without saying so. `service` is None
 /// when the document names none that can be read.
-pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, index: usize, alone: bool) -> Read {
+pub(crate) fn decode(
+    mut given: Object<'_>,
+    service: Option<&ServiceName>,
+    index: usize,
+    alone: bool,
+    aliases: &Aliases,
+) -> Read {
     let mut name = given.text("name").unwrap_or_default();
     if !name.is_empty() && !is_dns_label(&name) {
         given.say(
@@ -97,7 +107,7 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, index
         command: given.texts("command"),
         args: given.texts("args"),
         working_dir: given.text("workingDir"),
-        env: env(&mut given),
+        env: env(&mut given, aliases),
         resources: resources(&mut given),
         startup_probe,
         liveness_probe,
@@ -110,18 +120,51 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, index
     Read { container, port }
 }
 
-fn env(given: &mut Object<'_>) -> Vec<EnvVar> {
-    given
-        .objects("env")
-        .into_iter()
-        .map(|mut variable| {
-            let name = variable.text("name").unwrap_or_default();
-            let value = variable.exact_text("value").unwrap_or_default();
-            variable.unserved(&["valueFrom"]);
-            variable.finish();
-            EnvVar { name, value }
-        })
+fn env(given: &mut Object<'_>, aliases: &Aliases) -> Vec<EnvVar> {
+    let variables = given.objects("env").into_iter();
+    variables
+        .filter_map(|variable| env_variable(variable, aliases))
         .collect()
+}
+
+/// None where a secret cannot be read, which was noted.
+fn env_variable(mut variable: Object<'_>, aliases: &Aliases) -> Option<EnvVar> {
+    let name = variable.text("name").unwrap_or_default();
+    let literal = variable.exact_text("value");
+    let mut source = variable.object("valueFrom");
+    source.unserved(&["configMapKeyRef", "fieldRef", "resourceFieldRef", "fileKeyRef"]);
+    let value = if source.has("secretKeyRef") {
+        if literal.as_ref().is_some_and(|value| !value.is_empty()) {
+            variable.say(
+                "valueFrom",
+                format!("{} has a value too: it is one or the other", short(&name)),
+            );
+        }
+        let mut of = source.object("secretKeyRef");
+        let secret = secrets::name(&mut of, "name", aliases);
+        let version = match of.text("key").as_deref().map(VersionRef::parse) {
+            Some(Ok(version)) => Some(version),
+            Some(Err(why)) => {
+                of.say("key", why);
+                None
+            }
+            None => {
+                of.say("key", "is required: the version of the secret, a number or latest");
+                None
+            }
+        };
+        of.unserved(&["optional", "localObjectReference"]);
+        of.finish();
+        match (secret, version) {
+            (Some(secret), Some(version)) => Some(EnvValue::Secret(SecretRef { secret, version })),
+            _ => None,
+        }
+    } else {
+        Some(EnvValue::Literal(literal.unwrap_or_default()))
+    };
+    source.finish();
+    variable.finish();
+    value.map(|value| EnvVar { name, value })
 }
 
 /// None when the document gives no port.
@@ -205,7 +248,13 @@ pub(crate) fn encode(container: &Container, name: &str, port: Option<Port>) -> V
         let env: Vec<Value> = container
             .env
             .iter()
-            .map(|v| json!({ "name": v.name, "value": v.value }))
+            .map(|variable| match &variable.value {
+                EnvValue::Literal(value) => json!({ "name": variable.name, "value": value }),
+                EnvValue::Secret(SecretRef { secret, version }) => json!({
+                    "name": variable.name,
+                    "valueFrom": { "secretKeyRef": { "name": secret.as_str(), "key": version.to_string() } },
+                }),
+            })
             .collect();
         put("env", env.into());
     }

@@ -12,6 +12,7 @@ pub(crate) mod metadata;
 mod probe;
 pub(crate) mod revision;
 pub(crate) mod route;
+mod secrets;
 pub(crate) mod service;
 pub(crate) mod template;
 pub(crate) mod traffic;

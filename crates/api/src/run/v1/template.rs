@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     document::{Object, short},
-    run::v1::{annotation, container, metadata, volume},
+    run::v1::{annotation, container, metadata, secrets, volume},
 };
 
 /// Fields of the template's `spec` that exist and are not served.
@@ -32,11 +32,6 @@ const UNSERVED: &[&str] = &[
     "servingState",
 ];
 
-/// The account that instances run as when the caller names none.
-pub(crate) fn default_account(site: &Site) -> String {
-    format!("{}-compute@developer.gserviceaccount.com", site.number())
-}
-
 /// `service` is None when the document names none that can be read.
 pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site: &Site) -> RevisionTemplate {
     let mut meta = given.object("metadata");
@@ -50,6 +45,7 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site:
     // gcloud copies all labels it reads on a service to the template.
     let labels = metadata::labels(&mut meta, &[metadata::LOCATION]);
     let meaning = annotation::of_template(&mut meta);
+    let aliases = secrets::aliases(&meaning.secrets, site, &meta, "annotations[run.googleapis.com/secrets]");
     let dependencies_path = meta.path("annotations[run.googleapis.com/container-dependencies]");
     meta.drop_owned(metadata::OWNED);
     meta.drop_owned(&["namespace", "resourceVersion"]);
@@ -62,8 +58,8 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site:
         port,
         sidecars,
         ingress_position,
-    } = containers(&mut spec, service);
-    let volumes = volume::decode(&mut spec);
+    } = containers(&mut spec, service, &aliases);
+    let volumes = volume::decode(&mut spec, &aliases);
     let mut template = RevisionTemplate {
         name,
         labels,
@@ -108,7 +104,7 @@ pub(crate) fn decode(mut given: Object<'_>, service: Option<&ServiceName>, site:
     // The field has an older name beside its own.
     let account = spec.text("serviceAccountName");
     let account = spec.text("serviceAccount").or(account);
-    template.service_account = account.filter(|account| *account != default_account(site));
+    template.service_account = account.filter(|account| *account != site.default_account());
     spec.unserved(UNSERVED);
     spec.finish();
     given.finish();
@@ -124,13 +120,13 @@ struct Containers {
 }
 
 /// The one with a port takes requests; one that is alone needs none.
-fn containers(spec: &mut Object<'_>, service: Option<&ServiceName>) -> Containers {
+fn containers(spec: &mut Object<'_>, service: Option<&ServiceName>, aliases: &secrets::Aliases) -> Containers {
     let given = spec.objects("containers");
     let alone = given.len() == 1;
     let mut read: Vec<container::Read> = given
         .into_iter()
         .enumerate()
-        .map(|(index, given)| container::decode(given, service, index, alone))
+        .map(|(index, given)| container::decode(given, service, index, alone, aliases))
         .collect();
     let with_port: Vec<usize> = (0..read.len()).filter(|index| read[*index].port.is_some()).collect();
     let ingress_position = match (read.len(), with_port.as_slice()) {
@@ -203,7 +199,7 @@ pub(crate) fn encode_spec(template: &RevisionTemplate, service: &ServiceName, si
     let account = template
         .service_account
         .clone()
-        .unwrap_or_else(|| default_account(site));
+        .unwrap_or_else(|| site.default_account());
     let names = template.container_names(service);
     let ingress = template.ingress_position();
     let containers: Vec<Value> = template
