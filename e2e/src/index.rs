@@ -37,10 +37,54 @@ pub fn language_base(dir: &Path, language: &str) -> Result<()> {
     script("demo/base", &[dir, language]).map(drop)
 }
 
+/// A web server of a directory.
+#[derive(Debug)]
+pub struct Files {
+    server: Child,
+    /// Of the directory, without a slash at its end.
+    pub url: String,
+}
+
+impl Files {
+    /// Serves until it is dropped.
+    ///
+    /// # Errors
+    /// When there is no python3.
+    pub fn serve(dir: &Path) -> Result<Self> {
+        let mut server = Command::new("python3")
+            .args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory"])
+            .arg(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("no python3")?;
+        let output = server.stdout.take().context("a pipe was asked for")?;
+        let mut files = Self {
+            server,
+            url: String::new(),
+        };
+        // "Serving HTTP on 127.0.0.1 port 40133 (http://127.0.0.1:40133/) ..."
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let port = line.split(" port ").nth(1).and_then(|rest| rest.split(' ').next());
+        let port = port.with_context(|| format!("no port in {line:?}"))?;
+        files.url = format!("http://127.0.0.1:{port}");
+        Ok(files)
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
 /// A server of `scripts/wheels`' directory.
 #[derive(Debug)]
 pub struct Wheels {
-    server: Child,
+    _files: Files,
     /// What pip calls its index-url.
     pub url: String,
 }
@@ -50,43 +94,11 @@ impl Wheels {
     /// What the script says, or when there is no python3.
     pub fn serve() -> Result<Self> {
         let dir = script("scripts/wheels", &[])?;
-        let mut server = Command::new("python3")
-            .args([
-                "-u",
-                "-m",
-                "http.server",
-                "0",
-                "--bind",
-                "127.0.0.1",
-                "--directory",
-                dir.trim(),
-            ])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("no python3")?;
-        let output = server.stdout.take().context("a pipe was asked for")?;
-        let mut wheels = Self {
-            server,
-            url: String::new(),
-        };
-        // "Serving HTTP on 127.0.0.1 port 40133 (http://127.0.0.1:40133/) ..."
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        let port = line.split(" port ").nth(1).and_then(|rest| rest.split(' ').next());
-        wheels.url = format!(
-            "http://127.0.0.1:{}/simple",
-            port.with_context(|| format!("no port in {line:?}"))?
-        );
-        Ok(wheels)
-    }
-}
-
-impl Drop for Wheels {
-    fn drop(&mut self) {
-        let _ = self.server.kill();
-        let _ = self.server.wait();
+        let files = Files::serve(Path::new(dir.trim()))?;
+        Ok(Self {
+            url: format!("{}/simple", files.url),
+            _files: files,
+        })
     }
 }
 

@@ -1,12 +1,13 @@
-//! The package indexes that build steps may read: one of a kind (pip's, npm's, cargo's, Go's), and only where the owner
+//! The package indexes that build steps may read: one of a kind (pip's, npm's, cargo's, Go's, apt's), and only where the owner
 //! named it. Steps reach it at `http://127.0.0.1:PORT/KIND/`, by the same listener as the relay of base images and
 //! without its secret, and find that address in the file of configuration that their package manager looks for.
 //!
 //! What enters is a GET or HEAD below that path; what leaves is what the index answers at the same place below its URL.
 //! What an index names elsewhere is sealed with a key of the build ([`named`]), so that a step reads what the index named,
 //! and nothing else of those hosts. [`reader`] asks; how an index names files is in the module of its kind. Go's needs
-//! none: all that it has lies below its URL.
+//! none: all that it has lies below its URL. Apt's neither, which asks for it as of a proxy ([`apt`]).
 
+mod apt;
 mod cargo;
 mod named;
 mod npm;
@@ -20,7 +21,7 @@ use reqwest::Url;
 pub(crate) use self::reader::Reader;
 
 /// Other kinds that somebody may look for.
-const NOT_SERVED: [&str; 6] = ["apt", "maven", "gem", "composer", "nuget", "uv"];
+const NOT_SERVED: [&str; 5] = ["maven", "gem", "composer", "nuget", "uv"];
 
 /// Whose index it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +30,7 @@ pub enum Kind {
     Npm,
     Cargo,
     Go,
+    Apt,
 }
 
 impl fmt::Display for Kind {
@@ -39,7 +41,7 @@ impl fmt::Display for Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Pip, Self::Npm, Self::Cargo, Self::Go];
+    pub const ALL: [Self; 5] = [Self::Pip, Self::Npm, Self::Cargo, Self::Go, Self::Apt];
 
     /// What it is called.
     pub fn name(self) -> &'static str {
@@ -48,6 +50,7 @@ impl Kind {
             Self::Npm => "npm",
             Self::Cargo => "cargo",
             Self::Go => "go",
+            Self::Apt => "apt",
         }
     }
 
@@ -58,6 +61,7 @@ impl Kind {
             Self::Npm => "npm=https://registry.npmjs.org",
             Self::Cargo => "cargo=https://index.crates.io",
             Self::Go => "go=https://proxy.golang.org",
+            Self::Apt => "apt=https://deb.debian.org",
         }
     }
 
@@ -68,6 +72,7 @@ impl Kind {
             Self::Npm => "/npm/",
             Self::Cargo => "/cargo/",
             Self::Go => "/go/",
+            Self::Apt => "/apt/",
         }
     }
 
@@ -78,6 +83,7 @@ impl Kind {
             Self::Npm => "/npm-link/",
             Self::Cargo => "/cargo-link/",
             Self::Go => "/go-link/",
+            Self::Apt => "/apt-link/",
         }
     }
 
@@ -97,6 +103,7 @@ impl Kind {
             // It is looked for beside the sources, and in every directory above.
             Self::Cargo => &["/.cargo/config.toml"],
             Self::Go => &["/root/.config/go/env"],
+            Self::Apt => &["/etc/apt/apt.conf.d/90homerun"],
         }
     }
 
@@ -111,6 +118,7 @@ impl Kind {
                 "[source.crates-io]\nreplace-with = \"homerun\"\n\n[source.homerun]\nregistry = \"sparse+{url}\"\n"
             ),
             Self::Go => format!("GOPROXY={}\n", url.trim_end_matches('/')),
+            Self::Apt => format!("Acquire::http::Proxy \"http://127.0.0.1:{port}/\";\n"),
         }
     }
 
@@ -120,8 +128,8 @@ impl Kind {
         match self {
             Self::Pip => Some(("PIP_INDEX_URL", url)),
             Self::Npm => Some(("NPM_CONFIG_REGISTRY", url)),
-            // Cargo replaces its own registry in a file alone.
-            Self::Cargo => None,
+            // Cargo replaces its own registry in a file alone, and apt has its proxy from one.
+            Self::Cargo | Self::Apt => None,
             Self::Go => Some(("GOPROXY", url.trim_end_matches('/').to_owned())),
         }
     }
@@ -133,6 +141,7 @@ impl Kind {
             Self::Npm => &["registry.npmjs.org", "registry.yarnpkg.com"],
             Self::Cargo => &["index.crates.io", "static.crates.io", "rust-lang/crates.io-index"],
             Self::Go => &["proxy.golang.org", "sum.golang.org"],
+            Self::Apt => &["deb.debian.org", "archive.ubuntu.com", "Unable to locate package "],
         }
     }
 }
@@ -169,7 +178,9 @@ impl Index {
                 kind.example()
             )
         })?;
-        let is_safe = url.scheme() == "https" || (url.scheme() == "http" && is_here(&url));
+        // What apt reads is signed, whatever brings it; most mirrors of distributions know nothing else.
+        let may_be_open = kind == Kind::Apt || is_here(&url);
+        let is_safe = url.scheme() == "https" || (url.scheme() == "http" && may_be_open);
         if !is_safe {
             return Err(format!(
                 "the URL of the {kind} index must be https, or http on this machine's loopback"
@@ -219,7 +230,7 @@ pub(crate) fn hint(why: &str, indexes: &[Index]) -> Option<String> {
 }
 
 /// Whether a path of the relay is an index's.
-pub(crate) fn is_asked_for(path: &str) -> bool {
+fn is_asked_for(path: &str) -> bool {
     Kind::of_path(path).is_some()
 }
 
@@ -253,6 +264,7 @@ mod tests {
             ("npm=http://[::1]/s", "npm", "http://[::1]/s/"),
             ("cargo=https://index.crates.io", "cargo", "https://index.crates.io/"),
             ("go=https://proxy.golang.org", "go", "https://proxy.golang.org/"),
+            ("apt=http://archive.ubuntu.com", "apt", "http://archive.ubuntu.com/"),
         ] {
             assert_eq!(shown(text), good(kind, url), "{text}");
         }
@@ -260,7 +272,8 @@ mod tests {
             ("https://pypi.org/simple", "\"https://pypi.org/simple\" is no KIND=URL"),
             ("https://pypi.org/?a=b", "no kind of package index"),
             ("pypi", "no KIND=URL"),
-            ("apt=https://deb.debian.org", "an index of apt is not served"),
+            ("maven=https://repo.example", "an index of maven is not served"),
+            ("apt=ftp://deb.debian.org", "must be https"),
             ("pip=http://pypi.org/simple", "must be https"),
             ("npm=ftp://127.0.0.1/", "the npm index must be https"),
             ("pip=pypi.org", "is wrong"),
@@ -280,6 +293,7 @@ mod tests {
             ("/npm-link/x", Some(Kind::Npm)),
             ("/cargo/config.json", Some(Kind::Cargo)),
             ("/go/x/@v/list", Some(Kind::Go)),
+            ("/apt/debian/dists/bookworm/InRelease", Some(Kind::Apt)),
             ("/", None),
             ("/gopher", None),
             ("/v2/", None),
@@ -296,6 +310,8 @@ mod tests {
         assert_eq!(hint(found_nothing, std::slice::from_ref(&pip)), None);
         let npm = "npm error request to https://registry.npmjs.org/hono failed, reason: getaddrinfo EAI_AGAIN";
         assert!(hint(npm, &[pip]).is_some_and(|hint| hint.ends_with(" npm=https://registry.npmjs.org")));
+        let apt = "W: Failed to fetch http://deb.debian.org/debian/dists/bookworm/InRelease";
+        assert!(hint(apt, &[]).is_some_and(|hint| hint.ends_with(" apt=https://deb.debian.org")));
         assert_eq!(hint("at STEP 4/7: RUN make\nmake: not found", &[]), None);
     }
 }

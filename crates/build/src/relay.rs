@@ -23,10 +23,7 @@ use image::{Digest, Images, Reference, Repository, Version};
 use serde_json::json;
 use tokio::{io::AsyncRead as _, task::JoinSet};
 
-use crate::{
-    index::{self, Reader},
-    served::Served,
-};
+use crate::{index::Reader, served::Served};
 
 /// How much of a blob is read at a time.
 const PIECE: usize = 128 << 10;
@@ -57,9 +54,7 @@ pub(crate) async fn serve(
     answer_all(listener, move |request: Request<Incoming>| {
         let (images, expected, indexes, served) = (images.clone(), expected.clone(), indexes.clone(), served.clone());
         async move {
-            // A proxy is asked for a host's resource, a server for its own.
-            let is_own = request.uri().authority().is_none() && index::is_asked_for(request.uri().path());
-            if is_own {
+            if indexes.is_asked(&request) {
                 indexes.answer(&request).await
             } else {
                 answer(&images, &expected, &served, &request).await

@@ -78,8 +78,8 @@ pub(crate) struct Flags {
     /// Most bytes that one build may write to the disk, such as 20GiB [default: 20GiB]
     #[arg(long, env = "HOMERUN_BUILD_DISK", value_name = "SIZE", value_parser = size)]
     build_disk: Option<u64>,
-    /// Package index that build steps may read, such as pip=https://pypi.org/simple; one for each of pip, npm, cargo and
-    /// go [default: none]
+    /// Package index that build steps may read, such as pip=https://pypi.org/simple; one for each of pip, npm,
+    /// cargo, go and apt [default: none]
     #[arg(long, env = "HOMERUN_BUILD_INDEX", value_name = "KIND=URL", value_parser = build::Index::parse,
         value_delimiter = ',', hide_env_values = true)]
     build_index: Vec<build::Index>,

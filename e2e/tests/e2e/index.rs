@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use homerun_e2e::{Client, User};
+use homerun_e2e::{Client, Files, User};
 
 /// A web server that answers each path in words of the test, and remembers the heads of requests.
 struct Site {
@@ -157,6 +157,13 @@ refuses "${link/\{sha256-checksum\}/..}" 403
 refuses "${link/elsewhere/other}" 403
 gives /go/example.com/!thing/@v/list v1.0.0
 gives /go/sumdb/sum.golang.org/supported "is passed on"
+gives http://127.0.0.1:SITE/apt/dists/a/InRelease "a signed list"
+refuses http://127.0.0.1:SITE/admin 403
+refuses http://127.0.0.1:SITE/apt/../admin 403
+refuses http://other.example:SITE/apt/dists/a/InRelease 403
+refuses https://127.0.0.1:SITE/apt/dists/a/InRelease 403
+refuses http://127.0.0.1:SITE/apt/dists/a/InRelease 405 POST
+refuses 127.0.0.1:SITE 407 CONNECT
 for of in "registry=http://127.0.0.1:3128/npm/ /usr/local/etc/npmrc" \
     "registry=http://127.0.0.1:3128/npm/ /etc/npmrc" "registry=http://127.0.0.1:3128/npm/ /usr/etc/npmrc" \
     "sparse+http://127.0.0.1:3128/cargo/ /.cargo/config.toml" "GOPROXY=http://127.0.0.1:3128/go /root/.config/go/env"; do
@@ -194,6 +201,7 @@ fn each_kind_has_an_index_of_its_own() {
                 format!("{{\"dl\":\"http://{at}/elsewhere/crates\",\"api\":\"http://{at}\"}}"),
             ),
             "/go/example.com/!thing/@v/list" => ("200 OK\r\nContent-Type: text/plain", "v1.0.0\n".to_owned()),
+            "/apt/dists/a/InRelease" => (FILE, "a signed list".to_owned()),
             "/go/sumdb/sum.golang.org/supported" => ("200 OK", "is passed on".to_owned()),
             "/admin" => (FILE, "what is not an index".to_owned()),
             _ => ("404 Not Found", String::new()),
@@ -201,7 +209,7 @@ fn each_kind_has_an_index_of_its_own() {
         (head.to_owned(), content)
     });
     let port = index.address.port();
-    let flag = ["npm", "cargo", "go"].map(|kind| format!("{kind}=http://127.0.0.1:{port}/{kind}"));
+    let flag = ["npm", "cargo", "go", "apt"].map(|kind| format!("{kind}=http://127.0.0.1:{port}/{kind}"));
     let mut user = User::with(&["--build-index", &flag.join(",")], Client::Homerun);
     let base = user.import_base();
     let dir = user.homerun.root().join("home/app");
@@ -213,16 +221,72 @@ fn each_kind_has_an_index_of_its_own() {
     .expect("written");
     let (asks, _) = STEP.split_once("gives /pip/").expect("what asks");
     let script = format!("{asks}{OTHERS}").replace("SUM", &"0123456789abcdef".repeat(4));
+    let script = script.replace("SITE", &port.to_string());
     fs::write(dir.join("script"), script).expect("written");
     let said = user.ok("gcloud builds submit app --tag=us-central1-docker.pkg.dev/my-project/built/app 2>&1");
     assert!(said.contains("all of them are as they should be"), "{said}");
-    for kind in ["npm", "cargo", "go"] {
+    for kind in ["npm", "cargo", "go", "apt"] {
         let line = format!("package index of {kind}: http://127.0.0.1:{port}/{kind}/");
         assert!(said.contains(&line), "no {line} in {said}");
     }
     let (asked, elsewhere) = (index.seen(), files.seen());
     assert_eq!(elsewhere.len(), 2, "what was named alone: {elsewhere:?}");
     assert!(!asked.iter().any(|head| head.contains("admin")), "{asked:?}");
+    user.leaves();
+}
+
+/// Real apt, of Debian, installs what a mirror has.
+#[test]
+fn a_step_installs_by_apt() {
+    let mirror = tempfile::tempdir().expect("a directory");
+    let at = mirror.path().join("mirror");
+    let package = mirror.path().join("package");
+    fs::create_dir_all(package.join("DEBIAN")).expect("made");
+    fs::create_dir_all(package.join("usr/bin")).expect("made");
+    fs::create_dir_all(&at).expect("made");
+    fs::write(
+        package.join("DEBIAN/control"),
+        "Package: greeting\nVersion: 1.0\nArchitecture: all\nMaintainer: a <a@example.com>\nDescription: greets\n",
+    )
+    .expect("written");
+    fs::write(package.join("usr/bin/greet"), "#!/bin/sh\necho greetings by apt\n").expect("written");
+    let files = Files::serve(mirror.path()).expect("a server");
+    let mut user = User::with(
+        &["--build-index", &format!("apt={}/mirror", files.url)],
+        Client::Homerun,
+    );
+    user.ok(&format!(
+        "chmod 755 {package}/usr/bin/greet && dpkg-deb --root-owner-group --build {package} {at}/greeting.deb >/dev/null && \
+         (dpkg-deb --field {at}/greeting.deb && echo Filename: ./greeting.deb && \
+          echo Size: $(stat -c %s {at}/greeting.deb) && echo SHA256: $(sha256sum {at}/greeting.deb | cut -d' ' -f1)) >{at}/Packages",
+        package = package.display(),
+        at = at.display(),
+    ));
+    let base = user.import_language("python");
+    let dir = user.homerun.root().join("home/app");
+    fs::create_dir_all(&dir).expect("made");
+    fs::write(
+        dir.join("Dockerfile"),
+        format!(
+            "FROM {base}\nRUN echo 'deb [trusted=yes] {}/mirror ./' >/etc/apt/sources.list\n\
+             RUN apt-get update && apt-get install --yes greeting\nRUN greet\n",
+            files.url
+        ),
+    )
+    .expect("written");
+    let said = user.ok("gcloud builds submit app --tag=us-central1-docker.pkg.dev/my-project/built/app 2>&1");
+    assert!(said.contains("greetings by apt"), "{said}");
+    // Another host is out of reach, and the step says why.
+    fs::write(
+        dir.join("Dockerfile"),
+        format!(
+            "FROM {base}\nRUN echo 'deb http://deb.debian.org/debian bookworm main' >/etc/apt/sources.list\n\
+             RUN apt-get update --error-on=any\n"
+        ),
+    )
+    .expect("written");
+    let said = user.refused("gcloud builds submit app --tag=us-central1-docker.pkg.dev/my-project/built/app 2>&1");
+    assert!(said.contains("deb.debian.org is another host"), "{said}");
     user.leaves();
 }
 

@@ -33,6 +33,11 @@ impl Named {
         self.kind
     }
 
+    /// The index's URL.
+    pub(super) fn base(&self) -> &Url {
+        &self.base
+    }
+
     /// From what a step asks for to what is read.
     pub(super) fn meant(&self, asked: &str) -> Result<Url, Refused> {
         let outside = || Refused::forbidden("that is not below the package index");

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::{body::Incoming, ext::ReasonPhrase};
 use reqwest::{Client, Url, redirect::Policy};
 
-use super::{Index, Kind, cargo, is_here, named::Named, npm, pip, plain};
+use super::{Index, Kind, apt, cargo, is_asked_for, is_here, named::Named, npm, pip, plain};
 use crate::relay::{Body, full, told};
 
 /// Largest file.
@@ -90,7 +90,7 @@ impl Document {
             Kind::Pip => pip::Page::of(content_type).map(Self::Page),
             Kind::Npm => npm::is_packument(content_type).then_some(Self::Packument),
             Kind::Cargo => (place == cargo::CONFIGURATION).then_some(Self::Configuration),
-            Kind::Go => None,
+            Kind::Go | Kind::Apt => None,
         }
     }
 }
@@ -108,10 +108,23 @@ impl Reader {
         indexes.iter().map(source).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Answers a build step that asks for a path of an index.
+    /// Whether a request is for an index: by the path, or to apt's as a proxy where there is one.
+    pub(crate) fn is_asked(&self, request: &Request<Incoming>) -> bool {
+        if request.uri().authority().is_none() {
+            return is_asked_for(request.uri().path());
+        }
+        let has_apt = self.0.iter().any(|source| source.named.kind() == Kind::Apt);
+        has_apt && apt::is_to_proxy(request.method(), request.uri(), request.headers())
+    }
+
+    /// Answers a build step that asks for what an index has.
     pub(crate) async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
-        let kind = Kind::of_path(path);
+        let kind = if request.uri().authority().is_some() {
+            Some(Kind::Apt)
+        } else {
+            Kind::of_path(path)
+        };
         let source = self.0.iter().find(|source| Some(source.named.kind()) == kind);
         let answered = if let Some(source) = source {
             source.read(request).await
@@ -163,8 +176,13 @@ impl Source {
                 return Err(Refused(StatusCode::METHOD_NOT_ALLOWED, why.to_owned()));
             }
         };
-        let asked = request.uri().path_and_query().map_or("/", |asked| asked.as_str());
-        let url = named.meant(asked)?;
+        let asked = if request.uri().authority().is_some() {
+            apt::asked(named.base(), request.uri())?
+        } else {
+            let asked = request.uri().path_and_query();
+            asked.map_or("/", |asked| asked.as_str()).to_owned()
+        };
+        let url = named.meant(&asked)?;
         let is_below = named.is_below(&url);
         let mut headers = HeaderMap::new();
         for name in ASKED {
