@@ -81,6 +81,14 @@ impl Drop for Files {
     }
 }
 
+/// The directory of Google's sign-in libraries for programs on this machine (`scripts/auth-clients`).
+///
+/// # Errors
+/// What the script says.
+pub fn auth_clients() -> Result<PathBuf> {
+    Ok(PathBuf::from(script("scripts/auth-clients", &[])?.trim()))
+}
+
 /// A server of `scripts/wheels`' directory.
 #[derive(Debug)]
 pub struct Wheels {

@@ -26,7 +26,7 @@ pub use case::run_case;
 pub use docker::Docker;
 pub use filter::filter;
 pub use footprint::Footprint;
-pub use index::{Files, Packages, Wheels, language_base};
+pub use index::{Files, Packages, Wheels, auth_clients, language_base};
 pub use layout::Layout;
 pub use server::{Homerun, binary};
 pub use session::{Client, Output, Session};

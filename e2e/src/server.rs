@@ -100,6 +100,7 @@ fn spawn(root: &Path, flags: &[String], variables: &[(String, String)]) -> Resul
     let out = File::create(root.join("up.log"))?;
     let binary = binary()?;
     let defaults = [
+        ("--url-scheme", "http"),
         ("--api", "127.0.0.1:0"),
         ("--http", "127.0.0.1:0"),
         ("--https", "127.0.0.1:0"),
@@ -109,7 +110,7 @@ fn spawn(root: &Path, flags: &[String], variables: &[(String, String)]) -> Resul
         .iter()
         .filter(|(name, _)| !flags.iter().any(|flag| flag == name));
     Command::new(&binary)
-        .args(["up", "--url-scheme", "http"])
+        .arg("up")
         .args(defaults.flat_map(|(name, value)| [name, value]))
         .arg("--data-dir")
         .arg(root.join("data"))

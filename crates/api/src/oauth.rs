@@ -2,7 +2,7 @@
 //! checked. All of it is public, and under this Homerun's own address too.
 
 use http::{Method, Request, Response, StatusCode, header};
-use identity::{Caller, TokenError};
+use identity::{Caller, SelfSignedError, TokenError};
 use model::{RevokedToken, Timestamp};
 use serde_json::{Value, json};
 
@@ -197,9 +197,45 @@ fn still_good(surface: &Surface, token: &identity::AccessToken) -> Result<(), To
     token.caller.check_account(account.map(AsRef::as_ref))
 }
 
+/// Who sent a request to an API: by an access token, or by a token that a service account signed itself, for an audience for
+/// which `accepts` is true, or for every API by its scope.
+pub(crate) fn authenticate_at(
+    surface: &Surface,
+    accepts: impl Fn(&str) -> bool,
+    scopes: &[&str],
+    token: &str,
+) -> Result<Caller, Error> {
+    let unknown = |why: String| {
+        Error::new(
+            Code::Unauthenticated,
+            format!("the access token is not accepted: {why}"),
+        )
+    };
+    let is_jwt = token.bytes().filter(|byte| *byte == b'.').count() == 2;
+    if !is_jwt {
+        return authenticate_with(surface, scopes, token).map_err(|error| match error {
+            TokenError::Scope { .. } => Error::new(Code::PermissionDenied, error.to_string()),
+            error => unknown(error.to_string()),
+        });
+    }
+    let find = |email: &str| surface.store.snapshot().account(email).cloned();
+    let checked = surface
+        .keys
+        .check_self_signed(token, accepts, scopes, find, surface.seconds());
+    checked.map_err(|error| match error {
+        SelfSignedError::Scope(_) => Error::new(Code::PermissionDenied, error.to_string()),
+        error => unknown(error.to_string()),
+    })
+}
+
 /// Who sent the access token.
 pub(crate) fn authenticate(surface: &Surface, token: &str) -> Result<Caller, TokenError> {
-    let token = surface.keys.issuer().check_access(token, surface.seconds())?;
+    authenticate_with(surface, &[identity::CLOUD_PLATFORM_SCOPE], token)
+}
+
+fn authenticate_with(surface: &Surface, scopes: &[&str], token: &str) -> Result<Caller, TokenError> {
+    let issuer = surface.keys.issuer();
+    let token = issuer.check_access_with(token, scopes, surface.seconds())?;
     still_good(surface, &token)?;
     Ok(token.caller)
 }

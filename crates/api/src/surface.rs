@@ -6,7 +6,7 @@ use bucket::Objects;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use identity::{Caller, Conditions, Keys, TokenError};
+use identity::{Caller, Conditions, Keys};
 use image::{Digest, Images};
 use model::{AuditRecord, Entry, Region, Resource, ScalingDecision, ServiceKey, Site, Timestamp};
 use serde_json::{Value, json};
@@ -236,7 +236,7 @@ async fn permitted(surface: &Surface, host: &str, of: Of, region: &Region, reque
     {
         asked.writes = false;
     }
-    let caller = match caller(surface, &request) {
+    let caller = match caller(surface, host, of, &request) {
         Ok(caller) => caller,
         Err(refused) => {
             if let Some(asked) = asked {
@@ -248,9 +248,11 @@ async fn permitted(surface: &Surface, host: &str, of: Of, region: &Region, reque
     let Some(asked) = asked else {
         return refusal(&run::call::unimplemented(host, request.method(), request.uri().path()));
     };
-    let allowed = asked.permission.map_or(Ok(()), |permission| {
-        surface.require(&caller, permission, &asked.resource)
-    });
+    // Who asks by delegates is found in the document: the last of them, not the caller, needs the permission.
+    let allowed = match asked.permission.filter(|_| of != Of::Credentials) {
+        Some(permission) => surface.require(&caller, permission, &asked.resource),
+        None => Ok(()),
+    };
     let answered = match allowed {
         Ok(()) => serve(surface, host, of, region, &caller, &asked, request).await,
         Err(refused) => Err(refused),
@@ -279,7 +281,7 @@ async fn serve(
         Of::SecretManager => secret_manager::answer(surface, host, caller, asked, request).await,
         Of::Storage => storage::answer(surface, host, request).await,
         Of::Iam => accounts::answer(surface, host, caller, asked, request).await,
-        Of::Credentials => credentials::answer(surface, host, request).await,
+        Of::Credentials => credentials::answer(surface, host, caller, asked, request).await,
         Of::Projects => projects::answer(surface, host, caller, request).await,
         Of::Homerun if path == "/homerun/v1/images:collect" => collect::answer(surface, request).await,
         Of::Homerun if path == "/homerun/v1/secrets:rotateKey" => secret_manager::rotate_key(surface).await,
@@ -337,8 +339,8 @@ fn about(surface: &Surface) -> Value {
     })
 }
 
-/// Who sent the request, by its access token.
-fn caller(surface: &Surface, request: &Request<Body>) -> Result<Caller, Error> {
+/// Who sent the request, by its token.
+fn caller(surface: &Surface, host: &str, of: Of, request: &Request<Body>) -> Result<Caller, Error> {
     let refused = |why: String| Error::new(Code::Unauthenticated, why);
     let mut given = request.headers().get_all(header::AUTHORIZATION).iter();
     let Some(value) = given.next() else {
@@ -356,12 +358,35 @@ fn caller(surface: &Surface, request: &Request<Body>) -> Result<Caller, Error> {
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
         .ok_or_else(|| refused("the Authorization header is not of the form Bearer TOKEN".to_owned()))?;
-    oauth::authenticate(surface, token).map_err(|error| {
-        if matches!(error, TokenError::Scope { .. }) {
-            Error::new(Code::PermissionDenied, error.to_string())
-        } else {
-            refused(format!("the access token is not accepted: {error}"))
-        }
+    let accepts = |audience: &str| is_for(host, of, request.uri(), audience);
+    oauth::authenticate_at(surface, accepts, scopes(of), token)
+}
+
+/// The scopes of which one is enough at an API.
+fn scopes(of: Of) -> &'static [&'static str] {
+    if matches!(of, Of::Iam | Of::Credentials) {
+        &[identity::CLOUD_PLATFORM_SCOPE, identity::IAM_SCOPE]
+    } else {
+        &[identity::CLOUD_PLATFORM_SCOPE]
+    }
+}
+
+/// Whether a token that was signed for this audience is for this call to the API at `host`: for the API's root, as AIP-4111
+/// has it, or for the very URL, as Google's library for Node has it. At a regional host of Cloud Run the root may also be
+/// that of the API, which is what the libraries sign for. What is not Google's has no root.
+fn is_for(host: &str, of: Of, call: &http::Uri, audience: &str) -> bool {
+    let Some(named) = audience.strip_prefix("https://") else {
+        return false;
+    };
+    if !host.ends_with(".googleapis.com") {
+        return false;
+    }
+    if of == Of::Run && named == "run.googleapis.com/" {
+        return true;
+    }
+    let path = named.strip_prefix(host);
+    path.is_some_and(|path| {
+        path == "/" || path == call.path() || Some(path) == call.path_and_query().map(http::uri::PathAndQuery::as_str)
     })
 }
 
@@ -370,6 +395,32 @@ mod tests {
     use model::{ProjectId, Scheme};
 
     use super::*;
+
+    #[test]
+    fn a_token_is_for_one_api_or_one_call() {
+        let (run, regional) = ("run.googleapis.com", "us-central1-run.googleapis.com");
+        for (host, of, audience, is) in [
+            (run, Of::Run, "https://run.googleapis.com/", true),
+            (regional, Of::Run, "https://us-central1-run.googleapis.com/", true),
+            (regional, Of::Run, "https://run.googleapis.com/", true),
+            (run, Of::Run, "https://run.googleapis.com/v1/x", true),
+            (run, Of::Run, "https://run.googleapis.com/v1/x?limit=1", true),
+            (run, Of::Run, "https://us-central1-run.googleapis.com/", false),
+            (regional, Of::Run, "https://run.googleapis.com/v1/x", false),
+            (run, Of::Run, "https://run.googleapis.com", false),
+            (run, Of::Run, "https://run.googleapis.com//", false),
+            (run, Of::Run, "https://run.googleapis.com:443/", false),
+            (run, Of::Run, "https://run.googleapis.com/v1", false),
+            (run, Of::Run, "https://run.googleapis.com/v1/x?limit=2", false),
+            (run, Of::Run, "http://run.googleapis.com/", false),
+            ("iam.googleapis.com", Of::Iam, "https://run.googleapis.com/", false),
+            ("127.0.0.1", Of::Homerun, "https://127.0.0.1/", false),
+            ("", Of::Homerun, "https:///", false),
+        ] {
+            let call = http::Uri::from_static("/v1/x?limit=1");
+            assert_eq!(is_for(host, of, &call, audience), is, "{host} {audience}");
+        }
+    }
 
     #[test]
     fn hosts() {

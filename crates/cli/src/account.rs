@@ -458,7 +458,8 @@ fn keys(outside: &mut Outside<'_>, order: &Order<'_>, server: &Server, words: &K
 }
 
 /// A file of a private key is its owner's alone, from its first byte on.
-fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
+/// Writes a file that only its owner may read.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<(), Error> {
     use std::io::Write as _;
     use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
     let failed = |source| Error::File {

@@ -1,12 +1,12 @@
 //! Calls to a Homerun: plain HTTP to its API port, with the Google host that is meant in the `Host` header.
 //!
 //! The first call asks the server about itself, without a token. Whoever can read the owner's key in the data directory
-//! that the answer names is the owner: an assertion signed with it is exchanged for the access token of all other calls,
-//! which is kept for the next command (`kept`).
+//! that the answer names is the owner: an assertion signed with it, or with the key of another account that was chosen
+//! (`credential`), is exchanged for the access token of all other calls, which is kept for the next command (`kept`).
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use model::{ProjectId, Region};
@@ -15,14 +15,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use ureq::http::{Method, Request, Response, StatusCode};
 
+use crate::credential::Chosen;
 use crate::error::Refusal;
-use crate::kept::{self, Held};
+use crate::kept::Held;
 use crate::words::Global;
-use crate::{Ask, Error, Name, Outside, property};
+use crate::{Error, Name, Outside, property};
 
 /// Where a Homerun listens unless it was told otherwise.
 pub const DEFAULT_API: &str = "127.0.0.1:8787";
-const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+/// What access tokens are asked for.
+pub(crate) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// An answer longer than this is not one of ours.
 const LONGEST_ANSWER: u64 = 256 << 20;
 const NOT_ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -39,6 +41,14 @@ pub(crate) struct About {
     pub(crate) project: String,
     pub(crate) region: String,
     pub(crate) data_dir: PathBuf,
+    /// What the URLs of services end with.
+    #[serde(default)]
+    pub(crate) domain: String,
+    /// Where the ingress listens for plain HTTP and for TLS.
+    #[serde(default)]
+    pub(crate) http: String,
+    #[serde(default)]
+    pub(crate) https: String,
 }
 
 impl About {
@@ -72,7 +82,8 @@ pub(crate) struct Server {
     pub(crate) about: About,
     pub(crate) project: String,
     region: Option<String>,
-    token: RefCell<Option<Held>>,
+    pub(crate) chosen: Chosen,
+    pub(crate) token: RefCell<Option<Held>>,
 }
 
 /// A body with its media type.
@@ -122,9 +133,11 @@ impl Server {
             project: about.project.clone(),
             about,
             region: None,
+            chosen: Chosen::default(),
             token: RefCell::new(None),
         };
         let settings = property::Settings::open(outside)?;
+        server.chosen = Chosen::read(outside, global, &settings)?;
         let gcloud = |name: &str| match outside.name {
             Name::Gcloud => outside.var(name),
             Name::Homerun => None,
@@ -320,78 +333,45 @@ impl Server {
         read_text(response, &self.api)
     }
 
-    /// An access token of the owner: that of an earlier command while it is good, else a new one.
-    pub(crate) fn access_token(&self, outside: &Outside<'_>) -> Result<String, Error> {
-        if let Some(held) = &*self.token.borrow() {
-            return Ok(held.token.clone());
-        }
-        let key = read_key(&self.about.owner_key())?;
-        let Some(held) = kept::find(outside, &self.about.data_dir, &key) else {
-            return self.fresh_token(outside);
-        };
-        let token = held.token.clone();
-        self.token.replace(Some(held));
-        Ok(token)
-    }
-
-    fn fresh_token(&self, outside: &Outside<'_>) -> Result<String, Error> {
-        let key = read_key(&self.about.owner_key())?;
-        let (token, answer) = self.token(outside, &key, Ask::Scope(SCOPE), "access_token")?;
-        let seconds = answer["expires_in"].as_u64().unwrap_or(0);
-        kept::keep(outside, &self.about.data_dir, &key, &token, seconds);
-        let held = Held {
-            token: token.clone(),
-            kept: false,
-        };
-        self.token.replace(Some(held));
-        Ok(token)
-    }
-
-    /// An ID token of the owner for `audience`.
-    pub(crate) fn identity_token(&self, outside: &Outside<'_>, audience: &str) -> Result<String, Error> {
-        let key = read_key(&self.about.owner_key())?;
-        let (token, _) = self.token(outside, &key, Ask::Audience(audience), "id_token")?;
-        Ok(token)
-    }
-
-    /// Exchanges an assertion for a token: the field of that name, and the whole answer.
-    fn token(&self, outside: &Outside<'_>, key: &str, ask: Ask<'_>, field: &str) -> Result<(String, Value), Error> {
-        let path = self.about.owner_key();
-        let assertion = (outside.sign)(key, ask, outside.now).map_err(|reason| Error::Sign { path, reason })?;
-        let form = format!(
-            "grant_type={}&assertion={}",
-            escape("urn:ietf:params:oauth:grant-type:jwt-bearer"),
-            escape(&assertion)
-        );
-        let mut response = exchange(
-            &self.agent,
-            &self.api,
-            &Method::POST,
-            "oauth2.googleapis.com",
-            "/token",
-            None,
-            Content::Form(form),
-        )?;
+    /// One call with this token, or with none.
+    fn json_with(
+        &self,
+        token: Option<&str>,
+        method: &Method,
+        host: &str,
+        path: &str,
+        content: Content<'_>,
+    ) -> Result<Value, Error> {
+        let mut response = exchange(&self.agent, &self.api, method, host, path, token, content)?;
         let text = read_text(&mut response, &self.api)?;
         if !response.status().is_success() {
             return Err(Refusal::read(response.status().as_u16(), &text).into());
         }
-        let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-        match answer[field].as_str().map(str::to_owned) {
-            Some(token) => Ok((token, answer)),
-            None => Err(Error::Answer {
-                call: "POST /token".to_owned(),
-                what: format!("no {field}"),
-            }),
-        }
+        Ok(serde_json::from_str(&text).unwrap_or_default())
     }
-}
 
-fn read_key(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::Key {
-        path: path.to_owned(),
-        source,
-    })
+    /// One call with a token that is not the one of all others.
+    pub(crate) fn json_as(
+        &self,
+        token: &str,
+        method: &Method,
+        host: &str,
+        path: &str,
+        content: Content<'_>,
+    ) -> Result<Value, Error> {
+        self.json_with(Some(token), method, host, path, content)
+    }
+
+    /// One call without a token.
+    pub(crate) fn json_open(
+        &self,
+        method: &Method,
+        host: &str,
+        path: &str,
+        content: Content<'_>,
+    ) -> Result<Value, Error> {
+        self.json_with(None, method, host, path, content)
+    }
 }
 
 /// Asks who listens at `api`.

@@ -29,7 +29,7 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("cannot sign with the owner's key {}: {reason}", path.display())]
+    #[error("cannot sign with the key {}: {reason}", path.display())]
     Sign { path: PathBuf, reason: String },
     #[error(transparent)]
     Refusal(#[from] Refusal),
@@ -102,6 +102,11 @@ impl Error {
     /// Whether the reader of the result went away, which is no failure.
     pub(crate) fn reader_left(&self) -> bool {
         matches!(self, Self::Output(source) if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// Whether the server did not take the token.
+    pub(crate) fn is_unauthenticated(&self) -> bool {
+        matches!(self, Self::Refusal(refusal) if refusal.code == 401)
     }
 
     /// Whether the server said that there is no such thing.

@@ -12,6 +12,7 @@ mod build;
 mod call;
 mod change;
 mod collect;
+mod credential;
 mod docker_archive;
 mod enable;
 mod error;
@@ -30,6 +31,7 @@ mod parts;
 mod progress;
 mod project;
 mod property;
+mod proxy;
 mod release;
 mod revision;
 mod secret;
@@ -47,7 +49,8 @@ mod why;
 mod words;
 
 pub use call::DEFAULT_API;
-pub use outside::{Ask, Exec, Name, Outside, Sign};
+pub use outside::{Ask, Exec, Name, Outside, Proxying, Renew, Serve, Sign};
+pub use proxy::cloud_run_proxy;
 pub use words::grammar;
 
 pub(crate) use error::Error;
@@ -99,6 +102,9 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
         global,
         format: format.as_ref(),
     };
+    if words.word.calls_the_api() {
+        credential::warn_of_impersonation(outside, global)?;
+    }
     match &words.word {
         Word::Run(Run::Deploy(deploy)) => service::deploy(outside, &order, deploy),
         Word::Run(Run::Services(services)) => match services {
@@ -116,6 +122,7 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
             }
             Services::GetIamPolicy(one) => iam::get(outside, &order, On::Service(&one.service)),
             Services::SetIamPolicy(set) => iam::set(outside, &order, On::Service(&set.service), &set.file),
+            Services::Proxy(proxy) => proxy::run(outside, &order, proxy),
             Services::WhyScaled(scaled) => why::scaled(outside, &order, scaled),
         },
         Word::Run(Run::Revisions(revisions)) => match revisions {
@@ -127,7 +134,7 @@ fn dispatch(outside: &mut Outside<'_>, words: &Words) -> Result<(), Error> {
         Word::Services(Apis::Enable { services }) => enable::run(outside, &order, services),
         Word::Services(Apis::List { listing, .. }) => enable::list(outside, &order, listing),
         Word::Config(config) => property::run(outside, global, config),
-        Word::Auth(auth) => token::run(outside, global, auth),
+        Word::Auth(auth) => token::run(outside, &order, auth),
         Word::Artifacts(artifacts) => artifact::run(outside, &order, artifacts),
         Word::Images(Images::List(listing)) => artifact::docker::everywhere(outside, &order, listing),
         Word::Images(Images::Collect { older_than }) => collect::run(outside, &order, *older_than),

@@ -106,13 +106,10 @@ const NOT_SERVED_FLAGS: &[(&str, &str)] = &[
     ("uri", "URIs as output; use --format=value(metadata.selfLink)"),
     ("flatten", "flattened output"),
     ("available", "lists of APIs that are not enabled"),
-    ("account", "several accounts; the owner's key is used"),
-    ("impersonate-service-account", "impersonation"),
     ("configuration", "named configurations"),
     ("billing-project", "billing projects"),
     ("verbosity", "levels of logging in this client"),
     ("log-http", "levels of logging in this client"),
-    ("include-email", "claims of impersonated tokens"),
     ("token-format", "tokens of machines"),
 ];
 
@@ -157,7 +154,7 @@ const NOT_SERVED_WORDS: &[(&str, &[&str])] = &[
             "enterprise-config",
         ],
     ),
-    ("run.services", &["logs", "proxy"]),
+    ("run.services", &["logs"]),
     ("run.revisions", &["logs"]),
     ("services", &["disable", "operations"]),
     (
@@ -202,12 +199,10 @@ const NOT_SERVED_WORDS: &[(&str, &[&str])] = &[
     (
         "auth",
         &[
-            "activate-service-account",
             "application-default",
             "configure-docker",
-            "list",
+            "enterprise-certificate-config",
             "login",
-            "revoke",
         ],
     ),
 ];

@@ -4,7 +4,9 @@
 
 use std::fmt;
 use std::io::{BufRead, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::Error;
 
@@ -37,6 +39,41 @@ impl Name {
 /// Signs with the text of a service-account key file what an [`Ask`] says, at a time in Unix seconds.
 pub type Sign<'a> = dyn Fn(&str, Ask<'_>, u64) -> Result<String, String> + 'a;
 
+/// Gets an ID token at a time in Unix seconds, or says why there is none.
+pub type Renew<'a> = dyn FnMut(u64) -> Result<String, String> + 'a;
+
+/// Passes requests on until it is told to end or its time is over. Without a [`Renew`] the token is all there is.
+pub type Serve<'a> = dyn Fn(Proxying, Option<&mut Renew<'_>>) -> Result<(), String> + 'a;
+
+/// What is to be passed on, from where to where.
+pub struct Proxying {
+    pub listener: TcpListener,
+    /// Of the service, and the address where it is reached.
+    pub url: String,
+    pub to: SocketAddr,
+    /// File with the certificates that may vouch for it.
+    pub authority: PathBuf,
+    /// The field that the token goes into.
+    pub header: String,
+    /// Put before what a client says of itself.
+    pub user_agent: Option<String>,
+    pub http2: bool,
+    /// The first one.
+    pub token: String,
+    /// None: until it is told.
+    pub up_time: Option<Duration>,
+}
+
+impl fmt::Debug for Proxying {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxying")
+            .field("listener", &self.listener)
+            .field("url", &self.url)
+            .field("to", &self.to)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Everything outside of the program that a command may touch.
 pub struct Outside<'a> {
     pub name: Name,
@@ -61,6 +98,8 @@ pub struct Outside<'a> {
     pub executable: PathBuf,
     /// Replaces this process by another program; returns only when that failed.
     pub exec: &'a dyn Fn(&Exec) -> std::io::Error,
+    /// Runs a proxy.
+    pub serve: &'a Serve<'a>,
 }
 
 /// A program to become.
@@ -174,6 +213,7 @@ pub(crate) mod tests {
             config_dir: PathBuf::new(),
             executable: PathBuf::new(),
             exec: &|_| std::io::Error::from(std::io::ErrorKind::Unsupported),
+            serve: &|_, _| Err("nobody serves".to_owned()),
         };
         act(&mut outside);
         String::from_utf8(err).expect("text")

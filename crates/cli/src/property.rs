@@ -13,7 +13,13 @@ use crate::words::{Config, Global};
 use crate::{Error, Outside, call};
 
 /// The properties there are.
-const KNOWN: &[(&str, &str)] = &[("core", "disable_prompts"), ("core", "project"), ("run", "region")];
+const KNOWN: &[(&str, &str)] = &[
+    ("auth", "impersonate_service_account"),
+    ("core", "account"),
+    ("core", "disable_prompts"),
+    ("core", "project"),
+    ("run", "region"),
+];
 
 /// The content of the file.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -40,6 +46,16 @@ impl Settings {
         self.sections.get(section)?.get(name).map(String::as_str)
     }
 
+    /// Keeps a property, or forgets it.
+    pub(crate) fn put(&mut self, section: &str, name: &str, value: Option<&str>) -> Result<(), Error> {
+        let names = self.sections.entry(section.to_owned()).or_default();
+        match value {
+            Some(value) => names.insert(name.to_owned(), value.to_owned()),
+            None => names.remove(name),
+        };
+        self.write()
+    }
+
     fn write(&self) -> Result<(), Error> {
         write_whole(&self.path, &print(&self.sections))
     }
@@ -63,7 +79,7 @@ pub(crate) fn write_whole(path: &std::path::Path, text: &str) -> Result<(), Erro
 }
 
 /// `[section]` and `name = value`, blank lines and comments left out.
-fn parse(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+pub(crate) fn parse(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut sections: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     let mut section = String::new();
     for line in text.lines().map(str::trim) {
@@ -125,27 +141,24 @@ pub(crate) fn run(outside: &mut Outside<'_>, global: &Global, word: &Config) -> 
                 ("run", "region") => {
                     Region::parse(value).map_err(|why| wrong(why.to_string()))?;
                 }
+                ("core", "account") | ("auth", "impersonate_service_account") => {
+                    if value.split(',').any(|one| !one.contains('@')) {
+                        return Err(wrong(format!("[{value}] is no e-mail of an account")));
+                    }
+                }
                 _ => {
                     if !["true", "false"].contains(&value.to_lowercase().as_str()) {
                         return Err(wrong(format!("[{value}] is neither true nor false")));
                     }
                 }
             }
-            settings
-                .sections
-                .entry(section.to_owned())
-                .or_default()
-                .insert(name.to_owned(), value.clone());
-            settings.write()?;
+            settings.put(section, name, Some(value))?;
             outside.say(&format!("Updated property [{section}/{name}]."));
             Ok(())
         }
         Config::Unset { property } => {
             let (section, name) = known(property)?;
-            if let Some(names) = settings.sections.get_mut(section) {
-                names.remove(name);
-            }
-            settings.write()?;
+            settings.put(section, name, None)?;
             outside.say(&format!("Unset property [{section}/{name}]."));
             Ok(())
         }

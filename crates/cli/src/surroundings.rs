@@ -7,12 +7,28 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
+
 use crate::call::{About, Server};
-use crate::words::{Env, Gcloud, Global};
+use crate::words::Global;
 use crate::{Error, Exec, Outside, property};
 
 const CONFIGURATION: &str = "homerun";
 const CA: &str = "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE";
+
+#[derive(Debug, Args)]
+pub(crate) struct Env {
+    /// Also for curl, Python and Node: proxy and certificate authority
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gcloud {
+    /// Words for gcloud, all that follow
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) words: Vec<String>,
+}
 
 /// Starts of variables that beat the configuration in what it is there for.
 const OVERRIDES: &[&str] = &[
@@ -40,8 +56,9 @@ fn place(about: &About) -> String {
     format!("{}-{}", short_id(&about.data_dir), id.get(..8).unwrap_or(id))
 }
 
-/// gcloud's configuration for a Homerun, as INI.
-fn configuration(about: &About, api: &str, project: &str, region: &str) -> String {
+/// gcloud's configuration for a Homerun, as INI. An account that was activated in it (`before`) stays the active one; else
+/// the owner is.
+fn configuration(about: &About, api: &str, project: &str, region: &str, before: &str) -> String {
     let (address, port) = api.rsplit_once(':').unwrap_or((api, "80"));
     let address = address.trim_start_matches('[').trim_end_matches(']');
     let path = |path: PathBuf| path.display().to_string();
@@ -52,13 +69,19 @@ fn configuration(about: &About, api: &str, project: &str, region: &str) -> Strin
         ("proxy", "type", "http".to_owned()),
         ("proxy", "address", address.to_owned()),
         ("proxy", "port", port.to_owned()),
-        ("auth", "credential_file_override", path(about.owner_key())),
         ("run", "region", region.to_owned()),
         ("component_manager", "disable_update_check", "true".to_owned()),
         ("survey", "disable_prompts", "true".to_owned()),
     ];
+    let activated = property::parse(before)
+        .remove("core")
+        .and_then(|mut core| core.remove("account"));
+    let credentials = match activated {
+        Some(account) => ("core", "account", account),
+        None => ("auth", "credential_file_override", path(about.owner_key())),
+    };
     let mut sections: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for (section, name, value) in table {
+    for (section, name, value) in table.iter().chain([&credentials]) {
         sections
             .entry((*section).to_owned())
             .or_default()
@@ -81,9 +104,10 @@ fn point(outside: &Outside<'_>, server: &Server) -> Result<Pointing, Error> {
         Some(directory) => PathBuf::from(directory),
         None => outside.config_dir.join("gcloud").join(place(about)),
     };
-    let text = configuration(about, server.api(), &server.project, server.region());
     let file = directory.join("configurations").join(format!("config_{CONFIGURATION}"));
-    if std::fs::read_to_string(&file).ok().as_ref() != Some(&text) {
+    let before = std::fs::read_to_string(&file).unwrap_or_default();
+    let text = configuration(about, server.api(), &server.project, server.region(), &before);
+    if before != text {
         property::write_whole(&file, &text)?;
     }
     let unset = outside
@@ -93,13 +117,41 @@ fn point(outside: &Outside<'_>, server: &Server) -> Result<Pointing, Error> {
         .filter(|name| OVERRIDES.iter().any(|start| name.starts_with(start)))
         .cloned()
         .collect();
-    let set = vec![
+    let mut set = vec![
         ("HOMERUN_API".to_owned(), server.api().to_owned()),
         ("CLOUDSDK_ACTIVE_CONFIG_NAME".to_owned(), CONFIGURATION.to_owned()),
         ("CLOUDSDK_CONFIG".to_owned(), directory.display().to_string()),
         (CA.to_owned(), about.authority().display().to_string()),
     ];
+    set.extend(path_with_proxy(outside)?);
     Ok(Pointing { set, unset })
+}
+
+/// `PATH` with a directory in front that has nothing but `cloud-run-proxy`: gcloud's `run services proxy` looks for it there
+/// when it is no component of its own. None: it is in front already.
+fn path_with_proxy(outside: &Outside<'_>) -> Result<Option<(String, String)>, Error> {
+    let directory = outside.config_dir.join("bin");
+    let link = directory.join("cloud-run-proxy");
+    let failed = |source| Error::File {
+        path: link.clone(),
+        source,
+    };
+    if std::fs::read_link(&link).ok().as_ref() != Some(&outside.executable) {
+        std::fs::create_dir_all(&directory).map_err(failed)?;
+        // put beside and moved: a shell that looks for it meanwhile finds the old one or the new
+        let draft = directory.join(format!(".cloud-run-proxy.{}", std::process::id()));
+        std::os::unix::fs::symlink(&outside.executable, &draft)
+            .and_then(|()| std::fs::rename(&draft, &link))
+            .map_err(failed)?;
+    }
+    let path = outside.var("PATH").unwrap_or_default();
+    if std::env::split_paths(path).next().as_ref() == Some(&directory) {
+        return Ok(None);
+    }
+    let joined = std::env::join_paths(std::iter::once(directory).chain(std::env::split_paths(path)));
+    // a directory with a colon in its name cannot be on a PATH
+    let joined = joined.ok().and_then(|joined| joined.into_string().ok());
+    Ok(joined.map(|joined| ("PATH".to_owned(), joined)))
 }
 
 /// Variables for clients that are no gcloud.
@@ -150,7 +202,9 @@ pub(crate) fn env(outside: &mut Outside<'_>, global: &Global, env: &Env) -> Resu
 pub(crate) fn gcloud(outside: &mut Outside<'_>, global: &Global, gcloud: &Gcloud) -> Result<(), Error> {
     let server = Server::find(outside, global)?;
     let program = find_gcloud(outside)?;
-    let pointing = point(outside, &server)?;
+    let mut pointing = point(outside, &server)?;
+    // some of its words, and programs that it starts, ask past its configuration
+    pointing.set.extend(for_all(&server));
     let exec = Exec {
         program: program.clone(),
         words: gcloud.words.clone(),
@@ -189,8 +243,17 @@ mod tests {
             project: "p".to_owned(),
             region: "r".to_owned(),
             data_dir: PathBuf::from("/var/lib/homerun"),
+            domain: String::new(),
+            http: String::new(),
+            https: String::new(),
         };
-        insta::assert_snapshot!(configuration(&about, "127.0.0.1:8787", "my-project", "us-central1"), @r"
+        let written = |before| configuration(&about, "127.0.0.1:8787", "my-project", "us-central1", before);
+        let activated = written("[core]\naccount = a@b\nproject = old\n[auth]\ncredential_file_override = /x\n");
+        assert!(
+            activated.contains("[core]\naccount = a@b\n") && !activated.contains("override"),
+            "{activated}"
+        );
+        insta::assert_snapshot!(written(""), @r"
         [auth]
         credential_file_override = /var/lib/homerun/identity/owner-key.json
         [component_manager]

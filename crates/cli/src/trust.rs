@@ -4,12 +4,21 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 
+use clap::Args;
+
 use crate::call::Server;
-use crate::words::{Global, Trust};
+use crate::words::Global;
 use crate::{Error, Outside, surroundings};
 
 const STORE: &str = "/usr/local/share/ca-certificates";
 const UPDATE: &str = "update-ca-certificates";
+
+#[derive(Debug, Args)]
+pub(crate) struct Trust {
+    /// Take the certificate authority out again
+    #[arg(long)]
+    pub(crate) remove: bool,
+}
 
 pub(crate) fn run(outside: &mut Outside<'_>, global: &Global, trust: &Trust) -> Result<(), Error> {
     let server = Server::find(outside, global)?;

@@ -13,8 +13,12 @@ use crate::flag::{self, List, Pairs, Percents};
 use crate::iam::Grant;
 use crate::not_served;
 use crate::project::Projects;
+use crate::proxy::Proxy;
 use crate::secret::Secrets;
 use crate::settings::{self, Settings};
+use crate::surroundings::{Env, Gcloud};
+use crate::token::Auth;
+use crate::trust::Trust;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -34,7 +38,7 @@ pub(crate) struct Words {
 }
 
 /// Flags that every command takes.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Global {
     /// Address of the API port of the Homerun to speak to [env: `HOMERUN_API`] [default: 127.0.0.1:8787]
     #[arg(long, global = true, value_name = "HOST:PORT")]
@@ -51,6 +55,12 @@ pub(crate) struct Global {
     /// Ask nothing, take the default answers
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
+    /// Account to use, instead of the one that is configured or the owner
+    #[arg(long, global = true, value_name = "EMAIL")]
+    pub(crate) account: Option<String>,
+    /// Speak as this account; of several each acts for the next, and the last is spoken for
+    #[arg(long, global = true, value_name = "EMAIL,...")]
+    pub(crate) impersonate_service_account: Option<String>,
     /// Only `managed` is there
     #[arg(long, global = true, hide = true)]
     pub(crate) platform: Option<Platform>,
@@ -72,7 +82,7 @@ pub(crate) enum Word {
     /// The defaults of this client
     #[command(subcommand)]
     Config(Config),
-    /// Tokens of the owner
+    /// Accounts and their tokens
     #[command(subcommand)]
     Auth(Auth),
     /// Repositories of images, and what they hold
@@ -99,6 +109,13 @@ pub(crate) enum Word {
     Gcloud(Gcloud),
     /// Install the local certificate authority in this machine's trust store
     Trust(Trust),
+}
+
+impl Word {
+    /// Whether it is done by calls with a token.
+    pub(crate) fn calls_the_api(&self) -> bool {
+        !matches!(self, Self::Config(_) | Self::Env(_) | Self::Gcloud(_) | Self::Trust(_))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,6 +157,8 @@ pub(crate) enum Services {
     GetIamPolicy(OneService),
     /// Replace the whole policy by a file's
     SetIamPolicy(SetPolicy),
+    /// Let programs of this machine call a private service at a port of its loopback
+    Proxy(Proxy),
     /// Show the last decisions on its instances, and why
     WhyScaled(Why),
 }
@@ -193,19 +212,6 @@ pub(crate) enum Config {
     Unset { property: String },
     /// Print all properties that are set
     List,
-}
-
-#[derive(Debug, Subcommand)]
-#[command(arg_required_else_help = true)]
-pub(crate) enum Auth {
-    /// Print an access token for the API
-    PrintAccessToken,
-    /// Print an ID token for calling services
-    PrintIdentityToken {
-        /// Whom the token is for, instead of gcloud's own audience
-        #[arg(long)]
-        audiences: Option<String>,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -386,27 +392,6 @@ pub(crate) struct UpdateTraffic {
     pub(crate) wait: Wait,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct Env {
-    /// Also for curl, Python and Node: proxy and certificate authority
-    #[arg(long)]
-    pub(crate) all: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Gcloud {
-    /// Words for gcloud, all that follow
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(crate) words: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Trust {
-    /// Take the certificate authority out again
-    #[arg(long)]
-    pub(crate) remove: bool,
-}
-
 /// Text that ends a command before it began.
 #[derive(Debug)]
 pub(crate) enum Early {
@@ -459,7 +444,14 @@ pub(crate) fn read(words: &[String], program: &'static str) -> Result<Words, Ear
 }
 
 /// Flags before the first word that take a value of their own.
-const WITH_VALUE: [&str; 4] = ["--api", "--project", "--region", "--format"];
+const WITH_VALUE: [&str; 6] = [
+    "--account",
+    "--api",
+    "--format",
+    "--impersonate-service-account",
+    "--project",
+    "--region",
+];
 
 /// Where the first word stands that is no flag.
 fn first(words: &[String]) -> Option<usize> {

@@ -18,25 +18,47 @@ pub(crate) fn name_of(called: Option<&OsStr>) -> cli::Name {
     }
 }
 
+/// Whether we were called by the name of Google's proxy, as gcloud does by a symlink.
+pub(crate) fn is_proxy(called: Option<&OsStr>) -> bool {
+    called
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .is_some_and(|name| name == "cloud-run-proxy")
+}
+
+pub(crate) fn cloud_run_proxy(words: &[OsString]) -> ExitCode {
+    started(cli::Name::Homerun, words, |words, outside| {
+        cli::cloud_run_proxy(words, outside)
+    })
+}
+
 pub(crate) fn main(name: cli::Name, words: &[OsString]) -> ExitCode {
-    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     if matches!(name, cli::Name::Homerun)
-        && matches!(words.first().map(String::as_str), None | Some("help" | "--help" | "-h"))
+        && matches!(
+            words.first().and_then(|word| word.to_str()),
+            None | Some("help" | "--help" | "-h")
+        )
     {
         return help();
     }
+    started(name, words, |words, outside| cli::run(words, outside))
+}
+
+/// Runs one of the client's entries in this process's world.
+fn started(name: cli::Name, words: &[OsString], entry: impl FnOnce(&[String], cli::Outside<'_>) -> u8) -> ExitCode {
+    let words: Vec<String> = words.iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let environment: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let config_dir = config_dir(&environment);
-    let code = cli::run(
+    let code = entry(
         &words,
         cli::Outside {
             name,
             environment,
             input: &mut stdin().lock(),
             out: &mut std::io::BufWriter::new(stdout().lock()),
-            err: &mut stderr().lock(),
+            err: &mut stderr(),
             input_is_terminal: stdin().is_terminal(),
             out_is_terminal: stdout().is_terminal(),
             err_is_terminal: stderr().is_terminal(),
@@ -55,6 +77,7 @@ pub(crate) fn main(name: cli::Name, words: &[OsString]) -> ExitCode {
                 }
                 command.exec()
             },
+            serve: &crate::proxying::serve,
         },
     );
     ExitCode::from(code)

@@ -37,10 +37,7 @@ pub(crate) fn invokers(
 }
 
 /// Whether the condition of a binding holds now.
-pub(crate) fn holds(
-    conditions: &Arc<identity::Conditions>,
-    project: &ProjectId,
-) -> control::Holds {
+pub(crate) fn holds(conditions: &Arc<identity::Conditions>, project: &ProjectId) -> control::Holds {
     let (conditions, project) = (conditions.clone(), project.clone());
     Box::new(move |condition, resource| conditions.hold(condition, resource, &project, crate::seconds()))
 }

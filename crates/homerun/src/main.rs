@@ -10,6 +10,7 @@ mod config;
 mod doctor;
 mod handover;
 mod invoker;
+mod proxying;
 mod status;
 mod up;
 mod upgrade;
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
     }
     if words.first().is_some_and(|word| word == engine::BUILDER) {
         return ExitCode::from(engine::builder_main());
+    }
+    if client::is_proxy(called.as_deref()) {
+        return client::cloud_run_proxy(&words);
     }
     let name = client::name_of(called.as_deref());
     let own = match name {

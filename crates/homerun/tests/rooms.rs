@@ -19,12 +19,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("build", &["model", "store", "image", "bucket", "engine"]),
     ("api", &["model", "store", "image", "bucket", "identity", "secret"]),
     ("door", &["identity"]),
+    ("proxy", &[]),
     ("cli", &["model"]),
     (
         "homerun",
         &[
             "model", "capacity", "store", "image", "bucket", "identity", "engine", "control", "build", "ingress",
-            "api", "door", "cli", "secret",
+            "api", "door", "cli", "secret", "proxy",
         ],
     ),
     ("sim", &["model", "capacity"]),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::jwt::random;
 use crate::seal::Seal;
-use crate::token::{CLOUD_PLATFORM_SCOPE, Caller, SKEW_SECONDS, TokenError};
+use crate::token::{Caller, SKEW_SECONDS, TokenError};
 
 /// Every access token begins so, as Google's do.
 pub(crate) const PREFIX: &str = "ya29.";
@@ -79,16 +79,17 @@ pub(crate) fn read(seal: &Seal, token: &str, now: u64) -> Result<AccessToken, To
 }
 
 impl AccessToken {
-    /// Whether it may be used for the Google Cloud APIs.
-    pub(crate) fn for_cloud(self) -> Result<Self, TokenError> {
-        if self
-            .scope
-            .split_ascii_whitespace()
-            .any(|scope| scope == CLOUD_PLATFORM_SCOPE)
-        {
+    /// Whether it has one of these scopes.
+    pub(crate) fn with_one_of(self, scopes: &[&str]) -> Result<Self, TokenError> {
+        if has_one_of(&self.scope, scopes) {
             Ok(self)
         } else {
             Err(TokenError::Scope { found: self.scope })
         }
     }
+}
+
+/// Whether one of the scopes is among the names, which are separated by blanks.
+pub(crate) fn has_one_of(names: &str, scopes: &[&str]) -> bool {
+    names.split_ascii_whitespace().any(|name| scopes.contains(&name))
 }

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use model::{ServiceAccount, Timestamp};
+use model::{AccountKey, ServiceAccount, Timestamp};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -64,15 +64,13 @@ pub enum OauthError {
     Delegation { account: String, subject: String },
     #[error("assertion asks for neither a scope nor a target_audience")]
     NothingAsked,
-    #[error("assertion asks for a scope and a target_audience, expected one of them")]
-    BothAsked,
 }
 
 impl OauthError {
     /// The error code of RFC 6749 5.2.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Missing(_) | Self::Repeated(_) | Self::BothAsked => "invalid_request",
+            Self::Missing(_) | Self::Repeated(_) => "invalid_request",
             Self::GrantType(_) => "unsupported_grant_type",
             Self::NothingAsked => "invalid_scope",
             Self::Delegation { .. } => "unauthorized_client",
@@ -136,7 +134,7 @@ impl Keys {
     }
 
     /// What the assertion says and whose it is, its signature checked with a key of the account that it names.
-    fn signed_by(
+    pub(crate) fn signed_by(
         &self,
         assertion: &str,
         account: impl FnOnce(&str) -> Option<Arc<ServiceAccount>>,
@@ -149,30 +147,53 @@ impl Keys {
         if is_owner && kid.as_deref() == Some(owner.key().id()) {
             return Ok((owner.key().check(assertion)?, owner.caller().clone()));
         }
+        let Some(kid) = kid else {
+            return self.signed_by_any(assertion, claimed.iss, account, now);
+        };
         let account = match account(&claimed.iss) {
             Some(account) => account,
-            None if is_owner => return Err(OauthError::UnknownKey(kid)),
+            None if is_owner => return Err(OauthError::UnknownKey(Some(kid))),
             None => return Err(OauthError::UnknownAccount(claimed.iss)),
         };
-        let key = account.keys.iter().find(|key| Some(&key.id) == kid.as_ref());
+        let key = account.keys.iter().find(|key| key.id == kid);
         let Some(key) = key else {
-            return Err(OauthError::UnknownKey(kid));
+            return Err(OauthError::UnknownKey(Some(kid)));
         };
-        let checking = account::checking_key(key).ok_or_else(|| OauthError::UnknownKey(kid.clone()))?;
+        let checking = account::checking_key(key).ok_or(OauthError::UnknownKey(Some(kid)))?;
         let signed = checking.check(assertion)?;
-        // only who holds the key is told what became of it
-        if account.disabled {
-            return Err(OauthError::DisabledAccount(claimed.iss));
+        counts(&account, key, now)?;
+        Ok((signed, caller_of(&account)))
+    }
+
+    /// The same for an assertion that names no key, as some libraries sign them: each key of the account is tried.
+    fn signed_by_any(
+        &self,
+        assertion: &str,
+        issuer: String,
+        account: impl FnOnce(&str) -> Option<Arc<ServiceAccount>>,
+        now: u64,
+    ) -> Result<(Signed, Caller), OauthError> {
+        let owner = self.owner();
+        let is_owner = issuer == owner.caller().email;
+        if is_owner && let Ok(signed) = owner.key().check_unnamed(assertion) {
+            return Ok((signed, owner.caller().clone()));
         }
-        let at = Timestamp::from_micros(i64::try_from(now).unwrap_or(i64::MAX).saturating_mul(1_000_000));
-        if account.usable_key(&key.id, at).is_none() {
-            return Err(OauthError::DisabledKey(key.id.clone()));
-        }
-        let caller = Caller {
-            email: account.email.clone(),
-            subject: account.unique_id.clone(),
+        let Some(account) = account(&issuer) else {
+            return Err(if is_owner {
+                OauthError::Signature
+            } else {
+                OauthError::UnknownAccount(issuer)
+            });
         };
-        Ok((signed, caller))
+        for key in &account.keys {
+            let checking = account::checking_key(key);
+            let Some(signed) = checking.and_then(|checking| checking.check_unnamed(assertion).ok()) else {
+                continue;
+            };
+            counts(&account, key, now)?;
+            return Ok((signed, caller_of(&account)));
+        }
+        Err(OauthError::Signature)
     }
 
     fn exchange(
@@ -195,18 +216,37 @@ impl Keys {
             return Err(OauthError::Audience(claims.aud));
         }
         in_time(claims.iat, claims.exp, now)?;
+        // Google's library for Node sends its scopes along when it asks for an ID token.
         match (nonempty(claims.scope), nonempty(claims.target_audience)) {
             (Some(scope), None) => Ok(json!({
                 "access_token": self.issuer().mint_access(&caller, &scope, now, TOKEN_SECONDS),
                 "expires_in": TOKEN_SECONDS,
                 "token_type": "Bearer",
             })),
-            (None, Some(audience)) => Ok(json!({
+            (_, Some(audience)) => Ok(json!({
                 "id_token": self.issuer().mint_identity(&caller, &audience, now),
             })),
             (None, None) => Err(OauthError::NothingAsked),
-            (Some(_), Some(_)) => Err(OauthError::BothAsked),
         }
+    }
+}
+
+/// Whether the account is on, and the key neither disabled nor over. Only who holds the key is told.
+fn counts(account: &ServiceAccount, key: &AccountKey, now: u64) -> Result<(), OauthError> {
+    if account.disabled {
+        return Err(OauthError::DisabledAccount(account.email.clone()));
+    }
+    let at = Timestamp::from_micros(i64::try_from(now).unwrap_or(i64::MAX).saturating_mul(1_000_000));
+    if account.usable_key(&key.id, at).is_none() {
+        return Err(OauthError::DisabledKey(key.id.clone()));
+    }
+    Ok(())
+}
+
+fn caller_of(account: &ServiceAccount) -> Caller {
+    Caller {
+        email: account.email.clone(),
+        subject: account.unique_id.clone(),
     }
 }
 
@@ -216,7 +256,7 @@ struct Claimed {
     iss: String,
 }
 
-fn in_time(issued: u64, expires: u64, now: u64) -> Result<(), OauthError> {
+pub(crate) fn in_time(issued: u64, expires: u64, now: u64) -> Result<(), OauthError> {
     if expires.saturating_add(SKEW_SECONDS) <= now {
         return Err(OauthError::Expired { expired: expires, now });
     }
@@ -230,7 +270,7 @@ fn in_time(issued: u64, expires: u64, now: u64) -> Result<(), OauthError> {
     Ok(())
 }
 
-fn nonempty(text: Option<String>) -> Option<String> {
+pub(crate) fn nonempty(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.trim().is_empty())
 }
 

@@ -150,9 +150,19 @@ impl SigningKey {
 
     /// `id` as the key id: a service-account key file names its own.
     pub(crate) fn sign_as(&self, id: &str, kind: &str, claims: &impl Serialize) -> String {
+        self.sign_with(Some(id.to_owned()), kind, claims)
+    }
+
+    /// Without a key id.
+    #[cfg(test)]
+    pub(crate) fn sign_unnamed(&self, claims: &impl Serialize) -> String {
+        self.sign_with(None, "JWT", claims)
+    }
+
+    fn sign_with(&self, kid: Option<String>, kind: &str, claims: &impl Serialize) -> String {
         let header = Header {
             alg: ALGORITHM.to_owned(),
-            kid: Some(id.to_owned()),
+            kid,
             typ: Some(kind.to_owned()),
             crit: None,
         };
@@ -238,24 +248,32 @@ impl CheckingKey {
         Self { id, ..self }
     }
 
-    /// What `token` says, if this key signed it.
+    /// What `token` says, if this key signed it and is the one that it names.
     pub(crate) fn check(&self, token: &str) -> Result<Signed, Flaw> {
-        let Parts {
-            header,
-            signed,
-            claims,
-            signature,
-        } = Parts::of(token)?;
-        if header.kid.as_deref() != Some(self.id.as_str()) {
-            return Err(Flaw::UnknownKey(header.kid));
+        let parts = Parts::of(token)?;
+        if parts.header.kid.as_deref() != Some(self.id.as_str()) {
+            return Err(Flaw::UnknownKey(parts.header.kid));
         }
-        let signature = decoded(signature).ok_or(Flaw::Malformed("signature"))?;
+        self.verify(parts)
+    }
+
+    /// The same for a token that names no key.
+    pub(crate) fn check_unnamed(&self, token: &str) -> Result<Signed, Flaw> {
+        let parts = Parts::of(token)?;
+        if parts.header.kid.is_some() {
+            return Err(Flaw::UnknownKey(parts.header.kid));
+        }
+        self.verify(parts)
+    }
+
+    fn verify(&self, parts: Parts<'_>) -> Result<Signed, Flaw> {
+        let signature = decoded(parts.signature).ok_or(Flaw::Malformed("signature"))?;
         self.parsed
-            .verify_sig(signed.as_bytes(), &signature)
+            .verify_sig(parts.signed.as_bytes(), &signature)
             .map_err(|_| Flaw::Signature)?;
         Ok(Signed {
-            kind: header.typ,
-            claims: decoded(claims).ok_or(Flaw::Malformed("claims"))?,
+            kind: parts.header.typ,
+            claims: decoded(parts.claims).ok_or(Flaw::Malformed("claims"))?,
         })
     }
 

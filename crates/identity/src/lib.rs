@@ -20,6 +20,7 @@ mod key;
 pub mod key_file;
 mod ring;
 mod seal;
+mod self_signed;
 mod token;
 
 pub use access::AccessToken;
@@ -30,4 +31,7 @@ pub use condition::{ConditionError, Conditions, MAX_EXPRESSION};
 pub use grant::{JWT_BEARER, OauthError, TOKEN_URI};
 pub use key::{KeyError, Keys, Owner, new_unique_id};
 pub use seal::{NotSealed, Seal};
-pub use token::{CLOUD_PLATFORM_SCOPE, Caller, GCLOUD_AUDIENCE, IDENTITY_ISSUER, Issuer, TOKEN_SECONDS, TokenError};
+pub use self_signed::SelfSignedError;
+pub use token::{
+    CLOUD_PLATFORM_SCOPE, Caller, GCLOUD_AUDIENCE, IAM_SCOPE, IDENTITY_ISSUER, Issuer, TOKEN_SECONDS, TokenError,
+};

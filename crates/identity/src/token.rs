@@ -21,6 +21,8 @@ pub const IDENTITY_ISSUER: &str = "https://accounts.google.com";
 pub const GCLOUD_AUDIENCE: &str = "32555940559.apps.googleusercontent.com";
 /// The scope that the Google Cloud APIs require of an access token.
 pub const CLOUD_PLATFORM_SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+/// The scope that is enough for the IAM and the IAM Credentials API. Google's libraries ask for it to impersonate.
+pub const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";
 /// Life of both kinds of token, in seconds: `expires_in` of the token endpoint.
 pub const TOKEN_SECONDS: u64 = 3599;
 
@@ -188,7 +190,12 @@ impl Issuer {
     /// The first rule it breaks; [`TokenError::Scope`] alone is a matter of permission (403), the rest mean that the
     /// caller is unknown (401).
     pub fn check_access(&self, token: &str, now: u64) -> Result<AccessToken, TokenError> {
-        self.read_access(token, now)?.for_cloud()
+        self.check_access_with(token, &[CLOUD_PLATFORM_SCOPE], now)
+    }
+
+    /// The same at an API for which one of these scopes is enough.
+    pub fn check_access_with(&self, token: &str, scopes: &[&str], now: u64) -> Result<AccessToken, TokenError> {
+        self.read_access(token, now)?.with_one_of(scopes)
     }
 
     /// The same whatever its scope.

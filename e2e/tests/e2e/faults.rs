@@ -236,7 +236,8 @@ fn runs_something(user: &User) -> bool {
     })
 }
 
-fn faketime() -> PathBuf {
+/// The library that moves the clock of the programs that it is loaded into.
+pub(crate) fn faketime() -> PathBuf {
     let found = fs::read_dir("/usr/lib").expect("there").flatten().find_map(|entry| {
         let library = entry.path().join("faketime/libfaketimeMT.so.1");
         library.exists().then_some(library)

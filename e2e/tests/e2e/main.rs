@@ -5,6 +5,7 @@
 
 mod adoption;
 mod apart;
+mod auth;
 mod bad_input;
 mod bounds;
 mod buildpacks;
@@ -23,8 +24,10 @@ mod index;
 mod ingress;
 mod lab;
 mod mirror;
+mod outside;
 mod probes;
 mod protocols;
+mod proxy;
 mod rebuilds;
 mod recipes;
 mod refused_builds;

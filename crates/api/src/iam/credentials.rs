@@ -1,15 +1,22 @@
 //! `iamcredentials.googleapis.com`: tokens and signatures in a service account's name, for whoever may make them.
+//!
+//! The permission is asked for here and not before, because of `delegates`: accounts through which the caller acts, each
+//! of which acts for the next. Then the caller needs `implicitDelegation` on the first, each on the next, and the last one
+//! the permission of the method on the account that is named.
 
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{Method, Response, StatusCode};
 use identity::{Caller, TOKEN_SECONDS};
-use model::{ManagedKey, ServiceAccount, Timestamp};
+use model::{ManagedKey, Permission, Resource, ServiceAccount, Timestamp};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
-use super::accounts::{change, find};
+use super::{
+    accounts::{change, find},
+    permit::{Asked, email_of},
+};
 use crate::{
     document::{self, Findings, Object, short},
     error::{Code, Error},
@@ -28,10 +35,14 @@ const MAX_LIFETIME: u64 = 3600;
 const MAX_BLOB: usize = 64 << 10;
 /// A signed JWT may claim to end within so many seconds.
 const MAX_JWT_LIFE: u64 = 12 * 3600;
+/// Most accounts through which one call goes.
+const MAX_DELEGATES: usize = 20;
 
 pub(crate) async fn answer(
     surface: &Surface,
     host: &str,
+    caller: &Caller,
+    asked: &Asked,
     request: http::Request<Body>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = request.into_parts();
@@ -50,14 +61,11 @@ pub(crate) async fn answer(
     }
     let (name, verb) = call.rsplit_once(':').ok_or_else(unknown)?;
     Query::parse(head.uri.query()).finish()?;
+    let mut document = document::read_json(body).await?;
+    let permission = asked.permission.ok_or_else(unknown)?;
+    require(surface, caller, permission, &asked.resource, delegates(&mut document)?)?;
     let account = find(&surface.store.snapshot(), name)?;
-    if account.disabled {
-        return Err(Error::new(
-            Code::FailedPrecondition,
-            format!("service account {} is disabled", account.email),
-        ));
-    }
-    let document = document::read_json(body).await?;
+    is_on(&account)?;
     let answer = match verb {
         "generateAccessToken" => access_token(surface, &account, document),
         "generateIdToken" => id_token(surface, &account, document),
@@ -68,6 +76,71 @@ pub(crate) async fn answer(
     Ok(reply::json(StatusCode::OK, &answer))
 }
 
+fn is_on(account: &ServiceAccount) -> Result<(), Error> {
+    if !account.disabled {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::FailedPrecondition,
+        format!("service account {} is disabled", account.email),
+    ))
+}
+
+/// Takes the accounts through which the caller acts out of the document: their e-mails or unique ids, also in the form
+/// `projects/-/serviceAccounts/NAME`.
+fn delegates(document: &mut Value) -> Result<Vec<String>, Error> {
+    let Some(taken) = document
+        .as_object_mut()
+        .and_then(|fields| fields.shift_remove("delegates"))
+    else {
+        return Ok(Vec::new());
+    };
+    let findings = Findings::default();
+    let mut root = Object::root(json!({ "delegates": taken }), &findings);
+    let mut names = root.texts("delegates");
+    if names.len() > MAX_DELEGATES {
+        root.say(
+            "delegates",
+            format!("{} accounts, at most {MAX_DELEGATES} are allowed", names.len()),
+        );
+    }
+    for (index, name) in names.iter_mut().enumerate() {
+        if let Some(of_any) = name.strip_prefix("projects/-/serviceAccounts/") {
+            *name = of_any.to_owned();
+        }
+        if name.is_empty() || name.contains('/') {
+            let expected = "expected projects/-/serviceAccounts/EMAIL_OR_UNIQUE_ID";
+            root.say(
+                &format!("delegates[{index}]"),
+                format!("{expected}, not \"{}\"", short(name)),
+            );
+        }
+    }
+    findings.done()?;
+    Ok(names)
+}
+
+/// Whether the caller, through the delegates, holds the permission on the account: each for the next, and all of them
+/// there and on.
+fn require(
+    surface: &Surface,
+    first: &Caller,
+    permission: Permission,
+    on: &Resource,
+    delegates: Vec<String>,
+) -> Result<(), Error> {
+    let state = surface.store.snapshot();
+    let mut who = first.clone();
+    for name in delegates {
+        let link = Resource::ServiceAccount(email_of(&name, &state).to_owned());
+        surface.require(&who, Permission::IAM_SERVICE_ACCOUNTS_IMPLICIT_DELEGATION, &link)?;
+        let account = find(&state, &name)?;
+        is_on(&account)?;
+        who = caller(&account);
+    }
+    surface.require(&who, permission, on)
+}
+
 fn caller(account: &ServiceAccount) -> Caller {
     Caller {
         email: account.email.clone(),
@@ -75,16 +148,10 @@ fn caller(account: &ServiceAccount) -> Caller {
     }
 }
 
-/// A chain of accounts that act for each other is not served.
-fn no_delegates(root: &mut Object<'_>) {
-    root.unserved(&["delegates"]);
-    root.drop_owned(&["name"]);
-}
-
 fn access_token(surface: &Surface, account: &ServiceAccount, document: Value) -> Result<Value, Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
-    no_delegates(&mut root);
+    root.drop_owned(&["name"]);
     let scopes = root.texts("scope");
     if scopes.is_empty() {
         root.say("scope", "at least one scope is required");
@@ -134,7 +201,7 @@ fn rfc3339_seconds(at: Timestamp) -> String {
 fn id_token(surface: &Surface, account: &ServiceAccount, document: Value) -> Result<Value, Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
-    no_delegates(&mut root);
+    root.drop_owned(&["name"]);
     let audience = root.text("audience").unwrap_or_default();
     if audience.is_empty() {
         root.say("audience", "is required");
@@ -185,7 +252,7 @@ fn unavailable(error: identity::AccountError) -> Error {
 fn claims(document: Value, now: u64) -> Result<Value, Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
-    no_delegates(&mut root);
+    root.drop_owned(&["name"]);
     let payload = root.text("payload").unwrap_or_default();
     let claims: Option<Value> = serde_json::from_str(&payload).ok().filter(Value::is_object);
     match &claims {
@@ -214,7 +281,7 @@ async fn sign_jwt(surface: &Surface, account: Arc<ServiceAccount>, document: Val
 fn blob(document: Value) -> Result<Vec<u8>, Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
-    no_delegates(&mut root);
+    root.drop_owned(&["name"]);
     let text = root.text("payload").unwrap_or_default();
     let payload = STANDARD.decode(&text).ok().filter(|bytes| !bytes.is_empty());
     match &payload {

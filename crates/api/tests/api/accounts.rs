@@ -333,11 +333,6 @@ async fn tokens_and_signatures_in_an_account_s_name() {
             json!({ "scope": ["a"], "lifetime": "3601s" }),
             "lifetime",
         ),
-        (
-            "generateAccessToken",
-            json!({ "scope": ["a"], "delegates": ["b"] }),
-            "delegates",
-        ),
         ("generateIdToken", json!({}), "audience"),
         ("signJwt", json!({ "payload": "[]" }), "payload"),
         (

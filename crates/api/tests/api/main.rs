@@ -11,6 +11,7 @@ mod refusals;
 mod registry;
 mod secrets;
 mod setting;
+mod speaking;
 mod storage;
 mod surface;
 mod write;

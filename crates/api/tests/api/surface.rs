@@ -30,7 +30,7 @@ async fn every_call_needs_an_access_token() {
         (Some("Basic eDp5".to_owned()), 401, "Bearer"),
         (Some("Bearer".to_owned()), 401, "Bearer"),
         (Some("Bearer x.y.z".to_owned()), 401, "malformed"),
-        (Some(format!("Bearer {identity}")), 401, "malformed"),
+        (Some(format!("Bearer {identity}")), 401, "an ID token"),
         (Some(format!("Bearer {foreign}")), 401, "not accepted"),
         (Some(format!("Bearer {}x", setting.token)), 401, "not accepted"),
         (Some(format!("Bearer {unscoped}")), 403, "scope"),

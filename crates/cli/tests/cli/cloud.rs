@@ -134,6 +134,7 @@ pub(crate) fn run(words: &[String], config_dir: PathBuf, seat: &Seat) -> Ran {
                 *exec.borrow_mut() = Some(wanted.clone());
                 io::Error::other("this is a test")
             },
+            serve: &|_, _| Err("this is a test".to_owned()),
         },
     );
     Ran {

@@ -140,9 +140,11 @@ fn wrong_claims_are_refused_each_in_its_own_words() {
         setting.post_claims(|claims| claims["scope"] = " ".into()),
         Err(OauthError::NothingAsked)
     );
+    let both = setting.post_claims(|claims| claims["target_audience"] = "x".into());
+    let both = both.expect("an ID token, and no more");
     assert_eq!(
-        setting.post_claims(|claims| claims["target_audience"] = "x".into()),
-        Err(OauthError::BothAsked)
+        both.as_object().expect("fields").keys().collect::<Vec<_>>(),
+        ["id_token"]
     );
     assert_eq!(
         setting.post_claims(|claims| claims["iat"] = "soon".into()),
@@ -236,6 +238,49 @@ fn an_account_cannot_speak_as_another() {
     // nor under the id of the owner's key
     file.private_key_id.clone_from(&setting.account.private_key_id);
     assert_eq!(post(&file), Err(OauthError::Signature));
+}
+
+/// Google's library for Node names no key in its assertions.
+#[test]
+fn an_assertion_that_names_no_key_is_checked_with_each_of_the_account_s() {
+    let setting = setting();
+    let at = Timestamp::from_micros(0);
+    let mut runner = account("runner@my-project.iam.gserviceaccount.com");
+    let mut files = Vec::new();
+    for _ in 0..2 {
+        let (text, kept) = account::new_account_key("my-project", &runner, at).expect("a key");
+        files.push(ServiceAccountKey::from_json(&text).expect("a key"));
+        runner.keys.push(kept);
+    }
+    let post = |file: &ServiceAccountKey, runner: &ServiceAccount| {
+        let claims = json!({"iss": file.client_email, "aud": TOKEN_URI, "scope": CLOUD_PLATFORM_SCOPE,
+            "iat": NOW, "exp": NOW + 3600});
+        let assertion = file.signing_key().expect("a key").sign_unnamed(&claims);
+        let form = form(&[("grant_type", JWT_BEARER), ("assertion", &assertion)]);
+        let find = |email: &str| (email == runner.email).then(|| Arc::new(runner.clone()));
+        setting.keys.token_endpoint(&form, find, NOW)
+    };
+    assert!(post(&files[0], &runner).is_ok());
+    assert!(post(&files[1], &runner).is_ok());
+    assert!(post(&setting.account, &runner).is_ok(), "the owner's");
+
+    let mut off = runner.clone();
+    off.keys[1].disabled = true;
+    assert!(post(&files[0], &off).is_ok());
+    let id = runner.keys[1].id.clone();
+    assert_eq!(post(&files[1], &off), Err(OauthError::DisabledKey(id)));
+    off.disabled = true;
+    assert!(matches!(post(&files[0], &off), Err(OauthError::DisabledAccount(_))));
+    runner.keys.remove(0);
+    assert_eq!(post(&files[0], &runner), Err(OauthError::Signature));
+    for email in [&setting.account.client_email, &runner.email] {
+        let mut forged = setting.account.clone();
+        forged.private_key.clone_from(&files[0].private_key);
+        forged.client_email.clone_from(email);
+        assert_eq!(post(&forged, &runner), Err(OauthError::Signature), "{email}");
+    }
+    let nobody = account("nobody@my-project.iam.gserviceaccount.com");
+    assert!(matches!(post(&files[1], &nobody), Err(OauthError::UnknownAccount(_))));
 }
 
 #[test]
