@@ -3,7 +3,7 @@
 use crate::{
     answer, burst, cold,
     figure::{Figure, Goal::AtLeast, Goal::AtMost},
-    many, memory, proxy, registry, source, spike, thaw,
+    invoker, many, memory, proxy, registry, source, spike, thaw,
 };
 
 pub(crate) const FIGURES: &[Figure] = &[
@@ -18,6 +18,12 @@ pub(crate) const FIGURES: &[Figure] = &[
         about: "CPU of the proxy for a request, of the same rounds, as a ratio to nginx",
         goal: AtMost(1.0),
         measure: proxy::cpu_per_request,
+    },
+    Figure {
+        name: "authenticated-request",
+        about: "CPU of a request with an identity token to a private service, as a ratio to one to an open service",
+        goal: AtMost(1.15),
+        measure: invoker::authenticated_request,
     },
     Figure {
         name: "added-latency",

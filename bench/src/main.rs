@@ -13,6 +13,7 @@ mod deploy;
 mod figure;
 mod h2load;
 mod http;
+mod invoker;
 mod list;
 mod machine;
 mod many;

@@ -19,11 +19,11 @@ use crate::{
     wrk::{self, Load},
 };
 
-const ROUNDS: usize = 7;
-const SECONDS: u32 = 2;
+pub(crate) const ROUNDS: usize = 7;
+pub(crate) const SECONDS: u32 = 2;
 /// `sysconf(_SC_CLK_TCK)` of Linux, whatever the kernel's own rate.
 const TICKS_PER_SECOND: f64 = 100.0;
-const PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 
 /// Two figures are made of these rounds.
 static WITH_64: OnceLock<Rounds> = OnceLock::new();
@@ -146,10 +146,10 @@ fn over_tls(shape: h2load::Shape) -> Result<Measured> {
 }
 
 #[derive(Debug)]
-struct Round {
+pub(crate) struct Round {
     load: Load,
     /// Of the proxy alone.
-    cpu_micros_per_request: f64,
+    pub(crate) cpu_micros_per_request: f64,
 }
 
 #[derive(Debug, Default)]
@@ -263,7 +263,7 @@ pub(crate) const ONE_THAT_TAKES_ALL: [&str; 5] = [
     "--cpu=2",
 ];
 
-fn measured(pid: u32, load: impl FnOnce() -> Result<Load>) -> Result<Round> {
+pub(crate) fn measured(pid: u32, load: impl FnOnce() -> Result<Load>) -> Result<Round> {
     let before = cpu_seconds(pid)?;
     let load = load()?;
     let used = cpu_seconds(pid)? - before;

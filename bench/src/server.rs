@@ -177,6 +177,12 @@ impl Homerun {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
+    /// Of the owner, for every private service.
+    pub(crate) fn identity_token(&self) -> Result<String> {
+        let output = self.client(&["auth", "print-identity-token"])?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
     /// The processes of its instances that run their program, as the kernel has them.
     pub(crate) fn instance_processes(&self) -> Vec<u32> {
         self.running().into_values().flatten().collect()

@@ -14,6 +14,17 @@ pub(crate) struct Load {
 
 /// Runs `wrk`, in the network namespace of `inside` when one is given.
 pub(crate) fn load(url: &str, host: &str, connections: u32, seconds: u32, inside: Option<u32>) -> Result<Load> {
+    load_with(url, &[format!("Host: {host}")], connections, seconds, inside)
+}
+
+/// The same with these header lines.
+pub(crate) fn load_with(
+    url: &str,
+    headers: &[String],
+    connections: u32,
+    seconds: u32,
+    inside: Option<u32>,
+) -> Result<Load> {
     let mut command = match inside {
         Some(pid) => {
             let mut command = Command::new("nsenter");
@@ -29,7 +40,8 @@ pub(crate) fn load(url: &str, host: &str, connections: u32, seconds: u32, inside
         "--latency",
     ]);
     // A slow answer is a latency, not an error; the load itself still ends after `seconds`.
-    command.args(["--timeout", "10s", "-H", &format!("Host: {host}"), url]);
+    command.args(["--timeout", "10s"]);
+    command.args(headers.iter().flat_map(|header| ["-H", header])).arg(url);
     let output = command.output().context("cannot run wrk")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(

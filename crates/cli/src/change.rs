@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
+use crate::audience;
 use crate::parts;
 use crate::secret_flags;
 use crate::settings::Settings;
@@ -97,6 +98,7 @@ pub(crate) fn apply(service: &mut Value, settings: &Settings, occasion: Occasion
     template |= template::requests(service, settings)?;
     template |= template::labels(service, settings)?;
     template |= parts::of_template(service, &settings.parts)?;
+    template |= audience::apply(service, &settings.audiences)?;
     template |= settings.revision_suffix.is_some();
     let scaled = parts::of_service(service, &settings.parts)?;
     let traffic = settings.no_traffic || settings.tag.is_some();
@@ -334,6 +336,11 @@ mod tests {
                 "--no-session-affinity",
                 annotation("run.googleapis.com/sessionAffinity"),
                 Value::Null,
+            ),
+            (
+                "--set-custom-audiences=a,b",
+                "/metadata/annotations/run.googleapis.com~1custom-audiences".into(),
+                json!(r#"["a","b"]"#),
             ),
             ("--timeout=10m", "/spec/template/spec/timeoutSeconds".into(), json!(600)),
             (

@@ -8,6 +8,7 @@
 
 mod account;
 mod artifact;
+mod audience;
 mod build;
 mod call;
 mod change;

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 
+use crate::audience::Audiences;
 use crate::flag::{self, List, OrDefault, Pairs};
 use crate::not_served;
 use crate::parts::Parts;
@@ -78,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) revision_suffix: Option<String>,
     #[command(flatten)]
     pub(crate) parts: Parts,
+    #[command(flatten)]
+    pub(crate) audiences: Audiences,
     #[command(flatten)]
     pub(crate) wait: Wait,
 }

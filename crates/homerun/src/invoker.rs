@@ -8,7 +8,7 @@ use store::Store;
 /// How often the signing keys are looked at: they change every two weeks, and are shown a day ahead.
 const LOOK_EVERY: Duration = Duration::from_hours(1);
 
-/// Identity tokens are good for the service's own URLs and, as on Cloud Run, for gcloud's client id. An account that is
+/// Identity tokens are good for the service's audiences and, as on Cloud Run, for gcloud's client id. An account that is
 /// gone or off calls nothing, and neither does the former one of an e-mail that another has now.
 pub(crate) fn invokers(
     keys: &Arc<identity::Keys>,
@@ -18,19 +18,17 @@ pub(crate) fn invokers(
 ) -> ingress::Invokers {
     let (keys, store) = (keys.clone(), store.clone());
     ingress::Invokers {
-        check: Box::new(move |token, urls| {
-            let accepted = |audience: &str| {
-                audience == identity::GCLOUD_AUDIENCE || urls.iter().any(|url| url == audience.trim_end_matches('/'))
-            };
-            let caller = keys
+        check: Box::new(move |token, audiences| {
+            let accepted = |audience: &str| audience == identity::GCLOUD_AUDIENCE || audiences.take(audience);
+            let token = keys
                 .issuer()
                 .check_identity(token, accepted, crate::seconds())
                 .map_err(|error| error.to_string())?;
-            let snapshot = store.snapshot();
-            caller
-                .check_account(snapshot.account(&caller.email).map(AsRef::as_ref))
+            let caller = &token.caller;
+            store
+                .look(|now| caller.check_account(now.account(&caller.email).map(AsRef::as_ref)))
                 .map_err(|error| error.to_string())?;
-            Ok(caller.email)
+            Ok(token.principal.clone())
         }),
         holds: holds(conditions, project),
     }

@@ -5,8 +5,9 @@
 //! many steps as it has parts. What fails while it runs does not hold.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 
+use arc_swap::ArcSwap;
 use cel::common::ast::Expr;
 use cel::objects::{Key, Map, Value};
 use cel::{Context, Env, IdedExpr, Program};
@@ -85,7 +86,8 @@ pub enum ConditionError {
 /// Reads conditions, and says whether they hold. Keeps a number of them read.
 #[derive(Default)]
 pub struct Conditions {
-    read: Mutex<HashMap<String, Arc<Program>>>,
+    /// Exchanged whole, since requests to every service look in here.
+    read: ArcSwap<HashMap<String, Arc<Program>>>,
 }
 
 impl Conditions {
@@ -114,16 +116,19 @@ impl Conditions {
     }
 
     fn program(&self, expression: &str) -> Option<Arc<Program>> {
-        let lock = || self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(expression) {
-            return Some(known.clone());
+        let known = self.read.load();
+        if let Some(program) = known.get(expression) {
+            return Some(program.clone());
         }
         let program = Arc::new(read(expression).ok()?);
-        let mut read = lock();
-        if read.len() >= MAX_READ {
-            read.clear();
-        }
-        read.insert(expression.to_owned(), program.clone());
+        let mut more = if known.len() < MAX_READ {
+            HashMap::clone(&known)
+        } else {
+            HashMap::new()
+        };
+        more.insert(expression.to_owned(), program.clone());
+        // What another thread put there meanwhile is read once more, no harm.
+        self.read.store(Arc::new(more));
         Some(program)
     }
 }

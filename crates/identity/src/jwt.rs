@@ -66,6 +66,8 @@ pub(crate) struct NotAKey;
 pub(crate) struct Signed {
     /// The header's `typ`.
     pub(crate) kind: Option<String>,
+    /// Of the key that signed it.
+    pub(crate) key_id: String,
     claims: Vec<u8>,
 }
 
@@ -273,6 +275,7 @@ impl CheckingKey {
             .map_err(|_| Flaw::Signature)?;
         Ok(Signed {
             kind: parts.header.typ,
+            key_id: self.id.clone(),
             claims: decoded(parts.claims).ok_or(Flaw::Malformed("claims"))?,
         })
     }

@@ -324,10 +324,7 @@ mod tests {
         assert_eq!(count(&keys, ahead), 2);
         let again = Keys::open(base.path(), "p", ahead).expect("opens again");
         assert_eq!(again.issuer().jwks(ahead), keys.issuer().jwks(ahead));
-        assert_eq!(
-            again.issuer().check_identity(&token, |_| true, ahead + 3599),
-            Ok(caller)
-        );
+        assert_eq!(again.issuer().sender(&token, |_| true, ahead + 3599), Ok(caller));
         let later = NOW + crate::ring::ROTATE + crate::ring::OVERLAP;
         let later_keys = Keys::open(base.path(), "p", later).expect("a start turns them too");
         assert_eq!(count(&later_keys, later), 1);

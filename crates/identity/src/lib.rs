@@ -22,6 +22,7 @@ mod ring;
 mod seal;
 mod self_signed;
 mod token;
+mod verified;
 
 pub use access::AccessToken;
 pub use account::{
@@ -35,3 +36,4 @@ pub use self_signed::SelfSignedError;
 pub use token::{
     CLOUD_PLATFORM_SCOPE, Caller, GCLOUD_AUDIENCE, IAM_SCOPE, IDENTITY_ISSUER, Issuer, TOKEN_SECONDS, TokenError,
 };
+pub use verified::IdentityToken;

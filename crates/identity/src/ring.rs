@@ -158,6 +158,11 @@ impl Ring {
         Err(unknown)
     }
 
+    /// Whether the key of this id checks at `now`.
+    pub(crate) fn checks_with(&self, id: &str, now: u64) -> bool {
+        self.shown(now).any(|entry| entry.signing.id() == id)
+    }
+
     /// The key set by RFC 7517.
     pub(crate) fn jwks(&self, now: u64) -> Value {
         let keys: Vec<Value> = self.shown(now).map(|entry| entry.checking.jwk()).collect();

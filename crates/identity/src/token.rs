@@ -3,9 +3,10 @@
 //! The two must never stand in for one another: an ID token is handed to services, which could replay it. An ID token
 //! is signed and can be read by all; an access token is sealed and can be read by nobody else.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
-use model::ServiceAccount;
+use arc_swap::ArcSwap;
+use model::{Principal, ServiceAccount};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -13,6 +14,7 @@ use crate::access::{self, AccessToken, PREFIX};
 use crate::jwt::Flaw;
 use crate::ring::Ring;
 use crate::seal::Seal;
+use crate::verified::{self, IdentityToken, Verified};
 
 /// Issuer of ID tokens, as Google writes it.
 pub const IDENTITY_ISSUER: &str = "https://accounts.google.com";
@@ -125,24 +127,26 @@ struct IdentityClaims {
 /// The one who gives out this Homerun's tokens, and therefore the one who can tell them from others.
 #[derive(Debug)]
 pub struct Issuer {
-    ring: RwLock<Arc<Ring>>,
+    ring: ArcSwap<Ring>,
     seal: Arc<Seal>,
+    verified: Verified,
 }
 
 impl Issuer {
     pub(crate) fn new(ring: Ring, seal: Arc<Seal>) -> Self {
         Self {
-            ring: RwLock::new(Arc::new(ring)),
+            ring: ArcSwap::from_pointee(ring),
             seal,
+            verified: Verified::default(),
         }
     }
 
     pub(crate) fn ring(&self) -> Arc<Ring> {
-        self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.ring.load_full()
     }
 
     pub(crate) fn put_ring(&self, ring: Ring) {
-        *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(ring);
+        self.ring.store(Arc::new(ring));
     }
 
     /// An access token for `caller` with `scope` (names separated by blanks), good for `seconds` from `now`
@@ -203,32 +207,47 @@ impl Issuer {
         access::read(&self.seal, token, now)
     }
 
-    /// Who sent this ID token to a service that answers to the audiences for which `accepts` is true.
-    pub fn check_identity(&self, token: &str, accepts: impl Fn(&str) -> bool, now: u64) -> Result<Caller, TokenError> {
+    /// Who sent this ID token to a service that answers to the audiences for which `accepts` is true. Whether the account
+    /// is still there is for who keeps accounts to say ([`Caller::check_account`]).
+    ///
+    /// A token whose signature held is remembered, by a digest of its text. All the rest is looked at each time: whether its
+    /// key still checks, its audience, its time.
+    ///
+    /// # Errors
+    /// The first rule it breaks. The caller is unknown then (401).
+    pub fn check_identity(
+        &self,
+        token: &str,
+        accepts: impl Fn(&str) -> bool,
+        now: u64,
+    ) -> Result<Arc<IdentityToken>, TokenError> {
         if token.starts_with(PREFIX) {
             return Err(TokenError::Kind {
                 found: Some("access token".to_owned()),
                 expected: IDENTITY_KIND,
             });
         }
-        let signed = self.ring().check(token, now)?;
-        if signed.kind.as_deref() != Some(IDENTITY_KIND) {
-            return Err(TokenError::Kind {
-                found: signed.kind,
-                expected: IDENTITY_KIND,
+        let digest = verified::digest(token);
+        let ring = self.ring.load();
+        let (token, known) = match self.verified.find(&digest) {
+            Some(token) if !ring.checks_with(&token.key_id, now) => {
+                return Err(TokenError::UnknownKey {
+                    kid: Some(token.key_id.clone()),
+                });
+            }
+            Some(token) => (token, true),
+            None => (Arc::new(read_identity(&ring, token, digest, now)?), false),
+        };
+        if !accepts(&token.audience) {
+            return Err(TokenError::Audience {
+                found: token.audience.clone(),
             });
         }
-        let claims: IdentityClaims = signed.claims()?;
-        same_issuer(claims.iss, IDENTITY_ISSUER)?;
-        if !accepts(&claims.aud) {
-            return Err(TokenError::Audience { found: claims.aud });
+        in_time(token.from, token.expires, now)?;
+        if !known {
+            self.verified.keep(token.clone(), now);
         }
-        in_time(claims.iat, claims.nbf, claims.exp, now)?;
-        Ok(Caller {
-            // without an e-mail the caller is nobody whom a policy could name
-            email: claims.email.unwrap_or_default(),
-            subject: claims.sub,
-        })
+        Ok(token)
     }
 
     /// The public key set (RFC 7517) by which others can check our ID tokens.
@@ -250,11 +269,37 @@ fn same_issuer(found: String, expected: &'static str) -> Result<(), TokenError> 
     }
 }
 
-fn in_time(issued: u64, not_before: Option<u64>, expires: u64, now: u64) -> Result<(), TokenError> {
+/// What the ID token says, whomever it is for and whatever time it is.
+fn read_identity(ring: &Ring, token: &str, digest: [u8; 32], now: u64) -> Result<IdentityToken, TokenError> {
+    let signed = ring.check(token, now)?;
+    if signed.kind.as_deref() != Some(IDENTITY_KIND) {
+        return Err(TokenError::Kind {
+            found: signed.kind,
+            expected: IDENTITY_KIND,
+        });
+    }
+    let claims: IdentityClaims = signed.claims()?;
+    same_issuer(claims.iss, IDENTITY_ISSUER)?;
+    let caller = Caller {
+        // without an e-mail the caller is nobody whom a policy could name
+        email: claims.email.unwrap_or_default(),
+        subject: claims.sub,
+    };
+    Ok(IdentityToken {
+        principal: Arc::new(Principal::of(&caller.email)),
+        caller,
+        audience: claims.aud,
+        from: claims.nbf.map_or(claims.iat, |from| from.max(claims.iat)),
+        expires: claims.exp,
+        key_id: signed.key_id,
+        digest,
+    })
+}
+
+fn in_time(from: u64, expires: u64, now: u64) -> Result<(), TokenError> {
     if now >= expires {
         return Err(TokenError::Expired { expired: expires, now });
     }
-    let from = not_before.map_or(issued, |from| from.max(issued));
     if from > now.saturating_add(SKEW_SECONDS) {
         return Err(TokenError::NotYetValid { from, now });
     }

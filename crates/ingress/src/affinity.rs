@@ -161,7 +161,7 @@ mod tests {
             service: service("s"),
             targets: targets.collect(),
             invoker: Invoker::Anyone,
-            audiences: Arc::new([]),
+            audiences: Arc::default(),
         }
     }
 

@@ -35,7 +35,8 @@ use capacity::{Demand, Endpoints};
 use http::HeaderValue;
 use http_body_util::combinators::UnsyncBoxBody;
 use model::{
-    Activity, BindingCondition, Fate, InstanceId, RequestRecord, Resource, RevisionKey, Route, RouteTable, Timestamp,
+    Activity, Audiences, BindingCondition, Fate, InstanceId, Principal, RequestRecord, Resource, RevisionKey, Route,
+    RouteTable, Timestamp,
 };
 use tokio::sync::watch;
 
@@ -53,7 +54,8 @@ pub type Tell = Box<dyn Fn(&InstanceId, Activity) + Send + Sync>;
 pub type Record = Box<dyn Fn(Box<RequestRecord>) + Send + Sync>;
 /// Whether a condition holds, for a resource, now.
 pub type Holds = Box<dyn Fn(&BindingCondition, &Resource) -> bool + Send + Sync>;
-pub type CheckIdentity = Box<dyn Fn(&str, &[String]) -> Result<String, String> + Send + Sync>;
+/// Who sent a token to whoever is meant by one of the audiences, else why it is not good.
+pub type CheckIdentity = Box<dyn Fn(&str, &Audiences) -> Result<Arc<Principal>, String> + Send + Sync>;
 
 /// How instances are reached. All of these are called on request threads: they must not block.
 pub struct Instances {
@@ -68,7 +70,7 @@ pub struct Instances {
 
 /// Who may call services that are not open to everyone.
 pub struct Invokers {
-    /// The e-mail of an identity token that is valid for one of the audiences, else why it is not.
+    /// Asked for each request to a service that is not open.
     pub check: CheckIdentity,
     /// Whether a binding's condition holds now, for the service.
     pub holds: Holds,

@@ -124,10 +124,24 @@ impl Tally {
         self.record().response_bytes = down;
     }
 
-    pub(crate) fn refused(&mut self, refusal: &Refusal) {
+    /// The path that was asked for, without its query.
+    pub(crate) fn path(&self) -> &str {
+        let url = self.record.as_ref().map_or("", |record| record.url.as_str());
+        let behind_host = url
+            .splitn(4, '/')
+            .nth(3)
+            .map_or("", |rest| &url[url.len() - rest.len() - 1..]);
+        match behind_host.split(['?', '#']).next() {
+            Some("") | None => "/",
+            Some(path) => path,
+        }
+    }
+
+    /// The client is told so in `bytes` bytes.
+    pub(crate) fn refused(&mut self, refusal: &Refusal, bytes: usize) {
         use std::{error::Error as _, fmt::Write as _};
         self.record().status = refusal.status().as_u16();
-        self.record().response_bytes = refusal.wording().len() as u64;
+        self.record().response_bytes = bytes as u64;
         let elapsed = micros(self.started.elapsed());
         let record = self.record();
         if record.instance.is_none() && record.revision.is_some() {
@@ -151,7 +165,7 @@ impl Tally {
 impl Drop for Tally {
     fn drop(&mut self) {
         if self.record().status == 0 {
-            self.refused(&Refusal::ClientGone);
+            self.refused(&Refusal::ClientGone, 0);
         }
         let Some(mut record) = self.record.take() else {
             return;

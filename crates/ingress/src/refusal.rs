@@ -1,7 +1,7 @@
 //! Why a request got no answer from an instance, and how the client is told.
 //!
-//! `Display` is for the record and names the thing; what the client reads is [`Refusal::wording`], Cloud Run's own
-//! where it is known.
+//! `Display` is for the record and names the thing; what the client reads is [`Refusal::body`], in Cloud Run's
+//! words where they are known.
 
 use std::{sync::Arc, time::Duration};
 
@@ -83,8 +83,55 @@ impl Refusal {
         }
     }
 
-    /// What the client reads.
-    pub(crate) fn wording(&self) -> &'static str {
+    /// Of Google's page, where that is what the client reads.
+    fn title(&self) -> Option<&'static str> {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => Some("Unauthorized"),
+            StatusCode::FORBIDDEN => Some("Forbidden"),
+            _ => None,
+        }
+    }
+
+    /// What the client reads of a request for `path`. Who may not call gets Google's page; why, the record says.
+    pub(crate) fn body(&self, path: &str) -> Bytes {
+        let Some(title) = self.title() else {
+            return Bytes::from_static(self.wording().as_bytes());
+        };
+        let status = self.status().as_u16();
+        let sentence = self.wording().replace("{}", &format!("<code>{}</code>", escaped(path)));
+        Bytes::from(format!(
+            "\n<html><head>\n<meta http-equiv=\"content-type\" content=\"text/html;charset=utf-8\">\n\
+             <title>{status} {title}</title>\n</head>\n<body text=#000000 bgcolor=#ffffff>\n<h1>Error: {title}</h1>\n\
+             <h2>{sentence}</h2>\n<h2></h2>\n</body></html>\n"
+        ))
+    }
+
+    /// The same as an answer.
+    pub(crate) fn response(&self, body: Bytes) -> Response<Body> {
+        let mut response = Response::new(Whole::new(body).map_err(|never| match never {}).boxed_unsync());
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(if self.title().is_some() {
+                "text/html; charset=UTF-8"
+            } else {
+                "text/plain; charset=utf-8"
+            }),
+        );
+        if let Self::BadToken(_) = self {
+            headers.insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(
+                    "Bearer error=\"invalid_token\" error_description=\"The access token could not be verified\"",
+                ),
+            );
+        }
+        response
+    }
+
+    /// The sentence for the client; `{}` stands for the path.
+    fn wording(&self) -> &'static str {
         const NO_INSTANCE: &str = "The request was aborted because there was no available instance.";
         // Google's machines are never full.
         const NO_ROOM: &str = "The request was aborted because there was no available instance. This machine has no room for another one.";
@@ -98,15 +145,10 @@ impl Refusal {
             Self::Connect => "Method CONNECT is not allowed.",
             Self::NoRoute(_) => "Page not found: no service answers at this host.",
             Self::NoRevision(_) => "No revision of this service is ready yet.",
-            Self::NoToken => {
-                "Your client does not have permission to get this URL from this server: send an identity token, or allow unauthenticated calls."
+            Self::NoToken | Self::NotInvoker(_) => {
+                "Your client does not have permission to get URL {} from this server."
             }
-            Self::NotInvoker(_) => {
-                "Your client does not have permission to get this URL from this server: the caller does not hold roles/run.invoker on this service."
-            }
-            Self::BadToken(_) => {
-                "Your client does not have permission to the requested URL: the identity token could not be verified."
-            }
+            Self::BadToken(_) => "Your client does not have permission to the requested URL {}.",
             Self::RequestTooLarge => "The request is too large: the limit is 32 MiB for HTTP/1 requests.",
             Self::ResponseTooLarge(_) => {
                 "Response size was too large. Please consider reducing response size: the limit is 32 MiB for HTTP/1 responses that are not chunked."
@@ -127,25 +169,50 @@ fn because(full: Option<&Full>) -> String {
     full.map(|full| format!(": {full}")).unwrap_or_default()
 }
 
-impl From<&Refusal> for Response<Body> {
-    fn from(refusal: &Refusal) -> Self {
-        let text = Bytes::from_static(refusal.wording().as_bytes());
-        let body = Whole::new(text).map_err(|never| match never {});
-        let mut response = Response::new(body.boxed_unsync());
-        *response.status_mut() = refusal.status();
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
-        if let Refusal::BadToken(_) = refusal {
-            headers.insert(
-                header::WWW_AUTHENTICATE,
-                HeaderValue::from_static(
-                    "Bearer error=\"invalid_token\" error_description=\"The access token could not be verified\"",
-                ),
-            );
+/// For a page: the path is the client's own text.
+fn escaped(path: &str) -> String {
+    let mut text = String::with_capacity(path.len());
+    for c in path.chars() {
+        match c {
+            '&' => text.push_str("&amp;"),
+            '<' => text.push_str("&lt;"),
+            '>' => text.push_str("&gt;"),
+            '"' => text.push_str("&quot;"),
+            '\'' => text.push_str("&#39;"),
+            _ => text.push(c),
         }
-        response
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn googles_page_for_who_may_not() {
+        let page = Refusal::NoToken.body("/a");
+        assert_eq!(
+            page,
+            "\n<html><head>\n<meta http-equiv=\"content-type\" content=\"text/html;charset=utf-8\">\n\
+             <title>403 Forbidden</title>\n</head>\n<body text=#000000 bgcolor=#ffffff>\n<h1>Error: Forbidden</h1>\n\
+             <h2>Your client does not have permission to get URL <code>/a</code> from this server.</h2>\n<h2></h2>\n\
+             </body></html>\n"
+        );
+        assert_eq!(
+            Refusal::NotInvoker("x@y.z".to_owned()).body("/a"),
+            page,
+            "whoever it is"
+        );
+        let page = Refusal::BadToken("expired".to_owned()).body("/<script>\"'&");
+        let page = String::from_utf8(page.to_vec()).expect("text");
+        assert!(page.contains("<title>401 Unauthorized</title>"), "{page}");
+        assert!(
+            page.contains("to the requested URL <code>/&lt;script&gt;&quot;&#39;&amp;</code>.</h2>"),
+            "{page}"
+        );
+        assert!(!page.contains("expired"), "why is for the record: {page}");
+        let line = Refusal::Connect.body("/a");
+        assert_eq!(line, "Method CONNECT is not allowed.");
     }
 }

@@ -34,8 +34,9 @@ impl Ingress {
         match self.pass(arrival, request, &mut tally).await {
             Ok(passed) => passed.deliver(tally),
             Err(refusal) => {
-                tally.refused(&refusal);
-                Response::from(&refusal)
+                let body = refusal.body(tally.path());
+                tally.refused(&refusal, body.len());
+                refusal.response(body)
             }
         }
     }

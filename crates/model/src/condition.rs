@@ -225,6 +225,7 @@ mod tests {
             annotations: BTreeMap::new(),
             template: example(),
             scaling: crate::ServiceScaling::default(),
+            custom_audiences: Vec::new(),
             traffic: Traffic::latest(),
             policy: Policy::default(),
             routed: Routed::default(),

@@ -9,6 +9,7 @@
 //! that names the rule. No I/O, no clock, no chance, no HTTP: those are arguments or live elsewhere.
 
 mod artifact;
+mod audience;
 mod bucket;
 mod build;
 mod condition;
@@ -39,6 +40,7 @@ pub use artifact::{
     ArtifactRepository, CleanupCondition, CleanupPolicy, ImageVersion, MAX_CLEANUP_POLICIES, RepositoryKey, TagState,
     cleaned_up,
 };
+pub use audience::{Audiences, MAX_CUSTOM_AUDIENCES};
 pub use bucket::Bucket;
 pub use build::{
     Build, BuildId, BuildState, BuildStep, BuiltImage, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT,

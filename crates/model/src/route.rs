@@ -3,7 +3,7 @@
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc};
 
 use crate::{
-    Access, Concurrency, Permission, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service,
+    Access, Audiences, Concurrency, Permission, Protocol, RequestTimeout, Revision, RevisionKey, RevisionName, Service,
     ServiceKey, Site,
 };
 
@@ -21,8 +21,8 @@ pub struct Route {
     /// The revisions and their shares, which sum to 100. Empty while no revision has become ready.
     pub targets: Vec<Weighted>,
     pub invoker: Invoker,
-    /// URLs that an identity token for this host may name as its audience.
-    pub audiences: Arc<[String]>,
+    /// Whom an identity token may be for, to be good at this host.
+    pub audiences: Arc<Audiences>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,11 +103,14 @@ impl RouteTable {
                     tagged.push((tag, shared.clone()));
                 }
             }
-            let urls = site.urls(&service.key);
-            for (host, _) in site.hosts(&service.key).into_iter().zip(&urls) {
-                for (tag, target) in &tagged {
-                    let mut audiences = urls.to_vec();
-                    audiences.push(site.tag_url(&service.key, tag));
+            let audiences = |tag| Arc::new(Audiences::of(site, &service.key, tag, &service.custom_audiences));
+            let tagged: Vec<_> = tagged
+                .into_iter()
+                .map(|(tag, target)| (tag, target, audiences(Some(tag))))
+                .collect();
+            let audiences = audiences(None);
+            for host in site.hosts(&service.key) {
+                for (tag, target, audiences) in &tagged {
                     let route = Route {
                         service: service.key.clone(),
                         targets: vec![Weighted {
@@ -115,7 +118,7 @@ impl RouteTable {
                             target: target.clone(),
                         }],
                         invoker: invoker.clone(),
-                        audiences: audiences.into(),
+                        audiences: audiences.clone(),
                     };
                     hosts.insert(format!("{tag}---{host}").into(), Arc::new(route));
                 }
@@ -123,7 +126,7 @@ impl RouteTable {
                     service: service.key.clone(),
                     targets: weighted.clone(),
                     invoker: invoker.clone(),
-                    audiences: urls.to_vec().into(),
+                    audiences: audiences.clone(),
                 };
                 hosts.insert(host.into(), Arc::new(route));
             }

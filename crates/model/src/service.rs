@@ -45,6 +45,9 @@ pub struct Service {
     pub annotations: BTreeMap<String, String>,
     pub template: RevisionTemplate,
     pub scaling: ServiceScaling,
+    /// `run.googleapis.com/custom-audiences`: whom an identity token may be for, besides the service's URLs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub custom_audiences: Vec<String>,
     pub traffic: Traffic,
     pub policy: Policy,
     /// Where requests really go. Written by control once every target is ready, so that traffic stays where it was

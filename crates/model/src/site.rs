@@ -75,6 +75,17 @@ impl Site {
         }
     }
 
+    /// Every form of a host's URL: as it is shown, and by both schemes without a port, as clients see it that come through
+    /// the proxy.
+    pub(crate) fn url_forms(&self, host: &str) -> Vec<String> {
+        let mut forms = vec![format!("https://{host}"), format!("http://{host}")];
+        let shown = self.url_of(host);
+        if !forms.contains(&shown) {
+            forms.push(shown);
+        }
+        forms
+    }
+
     /// Longest tag that still fits the host label of 63 characters with this service.
     pub fn longest_tag(&self, service: &ServiceKey) -> usize {
         63_usize.saturating_sub(self.label(service).len() + "---".len())

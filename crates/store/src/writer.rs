@@ -12,6 +12,7 @@ use std::{
     thread,
 };
 
+use arc_swap::ArcSwap;
 use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -30,6 +31,8 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     file: PathBuf,
+    /// The newest committed state, for whoever asks.
+    at_hand: Arc<ArcSwap<Snapshot>>,
     newest: watch::Receiver<Arc<Snapshot>>,
     /// None once it is closed.
     open: Mutex<Option<Open>>,
@@ -52,6 +55,7 @@ impl Store {
         let file = dir.join("homerun.db");
         let connection = schema::open(&file)?;
         let snapshot = Arc::new(schema::load(&connection, &file)?);
+        let at_hand = Arc::new(ArcSwap::new(snapshot.clone()));
         let (publish, newest) = watch::channel(snapshot.clone());
         let (queue, jobs) = mpsc::channel(QUEUE);
         let writer = Writer {
@@ -59,6 +63,7 @@ impl Store {
             connection,
             newest: snapshot,
             in_doubt: false,
+            at_hand: at_hand.clone(),
             publish,
         };
         let writer = thread::Builder::new()
@@ -70,14 +75,20 @@ impl Store {
             })?;
         Ok(Self(Arc::new(Inner {
             file,
+            at_hand,
             newest,
             open: Mutex::new(Some(Open { queue, writer, lock })),
         })))
     }
 
-    /// The newest committed state.
+    /// The newest committed state. Waits for nobody.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.0.newest.borrow().clone()
+        self.0.at_hand.load_full()
+    }
+
+    /// The same for a short look at each request, without a lock and without a share in it that all threads would count.
+    pub fn look<T>(&self, at: impl FnOnce(&Snapshot) -> T) -> T {
+        at(&self.0.at_hand.load())
     }
 
     /// The bell: holds the newest committed state, and wakes who waits on it. A commit has rung before its
@@ -172,6 +183,7 @@ struct Writer {
     newest: Arc<Snapshot>,
     /// A commit failed: whether it reached the disk is to be read there before the next.
     in_doubt: bool,
+    at_hand: Arc<ArcSwap<Snapshot>>,
     publish: watch::Sender<Arc<Snapshot>>,
 }
 
@@ -240,6 +252,8 @@ impl Writer {
 
     fn publish(&mut self, snapshot: Arc<Snapshot>) {
         self.newest = snapshot.clone();
+        // First of all: whoever the bell wakes finds it.
+        self.at_hand.store(snapshot.clone());
         self.publish.send_replace(snapshot);
     }
 }

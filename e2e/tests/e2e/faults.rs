@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -199,13 +199,7 @@ fn a_clock_that_jumps_moves_nothing_but_dates() {
         thread::sleep(Duration::from_millis(1500));
     };
     fs::write(clock.path(), "+0\n").expect("written");
-    let variables = [
-        ("LD_PRELOAD", library.to_str().expect("a plain path")),
-        ("FAKETIME_TIMESTAMP_FILE", clock.path().to_str().expect("a plain path")),
-        ("FAKETIME_CACHE_DURATION", "1"),
-        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-    ];
-    let mut user = User::in_surroundings(&[], &variables, Client::Homerun);
+    let mut user = User::in_surroundings(&[], &variables_of(&library, clock.path()), Client::Homerun);
     let url = user.deploy("timely", "--image=$HELLO");
     for offset in ["+3d", "-3d", "+0"] {
         // With a request under way, from one time to the other.
@@ -234,6 +228,16 @@ fn runs_something(user: &User) -> bool {
         let program = fs::read_link(format!("/proc/{pid}/exe"));
         program.is_ok_and(|program| !makers.contains(&program))
     })
+}
+
+/// For a Homerun whose clock is what the file says.
+pub(crate) fn variables_of<'a>(library: &'a Path, clock: &'a Path) -> [(&'a str, &'a str); 4] {
+    [
+        ("LD_PRELOAD", library.to_str().expect("a plain path")),
+        ("FAKETIME_TIMESTAMP_FILE", clock.to_str().expect("a plain path")),
+        ("FAKETIME_CACHE_DURATION", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ]
 }
 
 /// The library that moves the clock of the programs that it is loaded into.

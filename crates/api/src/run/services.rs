@@ -231,6 +231,7 @@ fn created(snapshot: &Snapshot, write: Write, uid: String) -> Result<Service, Er
         annotations: asked.annotations,
         template,
         scaling: asked.scaling,
+        custom_audiences: asked.custom_audiences,
         traffic,
         policy: Policy::default(),
         routed: Routed::default(),
@@ -267,6 +268,7 @@ fn replaced(snapshot: &Snapshot, write: Write) -> Result<Service, Error> {
     after.labels = write.asked.labels;
     after.annotations = write.asked.annotations;
     after.scaling = write.asked.scaling;
+    after.custom_audiences = write.asked.custom_audiences;
     after.template = template;
     after.traffic = traffic;
     Ok(after)

@@ -337,6 +337,7 @@ async fn wrong_annotations() {
         )
         .await;
     }
+    let long = format!("[\"{}\"]", "x".repeat(32_765));
     let of_service = [
         ("run.googleapis.com/ingress", "internal", "only \"all\""),
         ("run.googleapis.com/ingress", "some", "none of"),
@@ -348,7 +349,27 @@ async fn wrong_annotations() {
             "3",
             "only when scalingMode is manual",
         ),
-        ("run.googleapis.com/custom-audiences", "[\"x\"]", NOT_SERVED),
+        ("run.googleapis.com/custom-audiences", "x", "no JSON list of texts"),
+        (
+            "run.googleapis.com/custom-audiences",
+            "[\"x\", 1]",
+            "no JSON list of texts",
+        ),
+        (
+            "run.googleapis.com/custom-audiences",
+            "{\"x\": 1}",
+            "no JSON list of texts",
+        ),
+        (
+            "run.googleapis.com/custom-audiences",
+            "[\"x\", \"\"]",
+            "an empty audience",
+        ),
+        (
+            "run.googleapis.com/custom-audiences",
+            long.as_str(),
+            "longer than 32768 characters",
+        ),
         ("run.googleapis.com/binary-authorization", "default", NOT_SERVED),
         ("run.googleapis.com/invoker-iam-disabled", "true", NOT_SERVED),
         ("run.googleapis.com/default-url-disabled", "true", NOT_SERVED),
@@ -374,6 +395,32 @@ async fn expect_one(setting: &Setting, document: &Value, field: &str, says: &str
         violations[0]["description"].as_str().expect("text").contains(says),
         "{body}"
     );
+}
+
+#[tokio::test]
+async fn custom_audiences_come_and_go() {
+    const KEY: &str = "run.googleapis.com/custom-audiences";
+    let setting = Setting::new().await;
+    let mut document = deploy("my-api");
+    let longest = format!("[\"{}\"]", "x".repeat(32_764));
+    document["metadata"]["annotations"][KEY] = longest.clone().into();
+    let shown = setting.create(&document).await;
+    assert_eq!(shown["metadata"]["annotations"][KEY], longest);
+    let generation = shown["metadata"]["generation"].clone();
+    for (given, expected) in [
+        ("[\"https://a.example\", \"b\"]", "[\"https://a.example\",\"b\"]".into()),
+        ("[]", Value::Null),
+        ("", Value::Null),
+    ] {
+        document["metadata"]["annotations"][KEY] = given.into();
+        let (status, shown) = setting
+            .call("PUT", &format!("{SERVICES}/my-api"), Some(&document))
+            .await;
+        assert_eq!(status, 200, "{shown}");
+        let annotations = &shown["metadata"]["annotations"];
+        assert_eq!(annotations.get(KEY).cloned().unwrap_or_default(), expected, "{given}");
+        assert_eq!(shown["metadata"]["generation"], generation, "no change of the spec");
+    }
 }
 
 #[tokio::test]

@@ -447,6 +447,17 @@ fn deploy_without_an_image_keeps_the_services_own() {
     );
     cloud.run(&["run", "deploy", "a", "--no-allow-unauthenticated"]).ok();
     assert_eq!(cloud.state().policies["a"]["bindings"], json!([]));
+    let image = |cloud: &Cloud| {
+        let services = &cloud.state().services;
+        services["a"]["spec"]["template"]["spec"]["containers"][0]["image"].clone()
+    };
+    let before = image(&cloud);
+    cloud.run(&["run", "deploy", "a", "--memory=1Gi"]).ok();
+    let after = &cloud.state().services["a"]["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(
+        (&after["image"], &after["resources"]["limits"]["memory"]),
+        (&before, &json!("1Gi"))
+    );
 }
 
 #[test]

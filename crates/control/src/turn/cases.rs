@@ -70,6 +70,7 @@ pub(crate) fn service(name: &str, template_generation: u64) -> Service {
             kpa: None,
         },
         scaling: model::ServiceScaling::default(),
+        custom_audiences: Vec::new(),
         traffic: Traffic::latest(),
         policy: Policy::default(),
         routed: Routed::default(),

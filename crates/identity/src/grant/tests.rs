@@ -73,7 +73,7 @@ fn an_audience_is_exchanged_for_an_id_token() {
     assert!(answer.get("access_token").is_none());
     let token = answer["id_token"].as_str().expect("text");
     let accepts = |audience: &str| audience == GCLOUD_AUDIENCE;
-    let caller = setting.keys.issuer().check_identity(token, accepts, NOW);
+    let caller = setting.keys.issuer().sender(token, accepts, NOW);
     assert_eq!(caller.as_ref(), Ok(setting.keys.owner().caller()));
 }
 
@@ -191,7 +191,7 @@ fn an_account_gets_tokens_by_its_keys() {
     );
     let answer = post(&runner, Ask::Audience("https://a")).expect("a token");
     let token = answer["id_token"].as_str().expect("text");
-    assert_eq!(setting.keys.issuer().check_identity(token, |_| true, NOW), Ok(caller));
+    assert_eq!(setting.keys.issuer().sender(token, |_| true, NOW), Ok(caller));
 
     let mut disabled = runner.clone();
     disabled.disabled = true;
@@ -293,7 +293,7 @@ fn what_is_signed_in_an_account_s_name_is_its_own() {
     let claims = json!({"iss": crate::token::IDENTITY_ISSUER, "aud": "https://a", "azp": "x", "sub": "1",
         "email": setting.account.client_email, "email_verified": true, "iat": NOW, "exp": NOW + 60});
     let token = account::sign_jwt(seal, &runner, &key, &claims).expect("signs");
-    let refused = setting.keys.issuer().check_identity(&token, |_| true, NOW);
+    let refused = setting.keys.issuer().sender(&token, |_| true, NOW);
     assert_eq!(
         refused,
         Err(crate::token::TokenError::UnknownKey {

@@ -34,6 +34,12 @@ impl Issuer {
         self.mint_access(&owner(), scope, NOW, TOKEN_SECONDS)
     }
 
+    /// Who sent the ID token.
+    pub(crate) fn sender(&self, token: &str, accepts: impl Fn(&str) -> bool, now: u64) -> Result<Caller, TokenError> {
+        self.check_identity(token, accepts, now)
+            .map(|token| token.caller.clone())
+    }
+
     fn who(&self, token: &str, now: u64) -> Result<Caller, TokenError> {
         self.check_access(token, now).map(|token| token.caller)
     }
@@ -61,7 +67,7 @@ fn identity_claims() -> IdentityClaims {
 }
 
 fn check_identity(issuer: &Issuer, token: &str, now: u64) -> Result<Caller, TokenError> {
-    issuer.check_identity(token, |audience| audience == SERVICE, now)
+    issuer.sender(token, |audience| audience == SERVICE, now)
 }
 
 fn with_header(token: &str, header: &Value) -> String {
@@ -180,7 +186,7 @@ fn neither_kind_of_token_stands_in_for_the_other() {
     let issuer = issuer();
     let access = issuer.access(CLOUD_PLATFORM_SCOPE);
     assert_eq!(
-        issuer.check_identity(&access, |_| true, NOW),
+        issuer.sender(&access, |_| true, NOW),
         Err(TokenError::Kind {
             found: Some("access token".to_owned()),
             expected: "JWT"
@@ -341,4 +347,112 @@ fn the_key_set_checks_our_tokens() {
             &signature,
         )
         .expect("the published key checks the token");
+}
+
+/// What was verified once is not verified again, and is asked all the rest at each use.
+#[test]
+fn a_remembered_token_is_held_to_everything_that_can_change() {
+    let issuer = issuer();
+    let token = issuer.mint_identity(&owner(), SERVICE, NOW);
+    let first = issuer.check_identity(&token, |_| true, NOW).expect("a good token");
+    let again = issuer.check_identity(&token, |_| true, NOW + 1).expect("a good token");
+    assert!(Arc::ptr_eq(&first, &again), "remembered");
+    assert_eq!(again.principal.email(), owner().email);
+
+    let found = SERVICE.to_owned();
+    assert_eq!(
+        issuer.sender(&token, |_| false, NOW),
+        Err(TokenError::Audience { found })
+    );
+    let now = NOW + 3600;
+    assert_eq!(
+        check_identity(&issuer, &token, now),
+        Err(TokenError::Expired { expired: now, now })
+    );
+    let now = NOW - 31;
+    assert_eq!(
+        check_identity(&issuer, &token, now),
+        Err(TokenError::NotYetValid { from: NOW, now })
+    );
+    let kid = Some(issuer.kid());
+    assert_eq!(check_identity(&issuer, &token, NOW), Ok(owner()), "as before");
+    issuer.put_ring(Ring::new(NOW).expect("another key"));
+    assert_eq!(
+        check_identity(&issuer, &token, NOW),
+        Err(TokenError::UnknownKey { kid }),
+        "its key is gone"
+    );
+}
+
+/// A signed token is known by all of its text: whatever is changed in it is looked at anew.
+#[test]
+fn a_changed_token_is_not_the_remembered_one() {
+    let issuer = issuer();
+    let token = issuer.mint_identity(&owner(), SERVICE, NOW);
+    assert_eq!(check_identity(&issuer, &token, NOW), Ok(owner()));
+    for changed in [
+        token[..token.len() - 1].to_owned(),
+        format!("{token}A"),
+        format!("{token}."),
+        format!(".{token}"),
+        format!("{}.AAAA", token.rsplit_once('.').expect("three parts").0),
+        token.replacen('.', "..", 1),
+    ] {
+        assert!(check_identity(&issuer, &changed, NOW).is_err(), "{changed}");
+    }
+}
+
+/// What is refused is not remembered, and neither is what is in order but for another.
+#[test]
+fn only_good_tokens_are_remembered() {
+    let issuer = issuer();
+    let kept = |issuer: &Issuer| format!("{:?}", issuer.verified);
+    let token = issuer.mint_identity(&owner(), SERVICE, NOW);
+    assert!(check_identity(&issuer, &format!("{token}x"), NOW).is_err());
+    assert!(check_identity(&issuer, &token, NOW + 3600).is_err());
+    assert!(issuer.sender(&token, |_| false, NOW).is_err());
+    assert!(
+        issuer
+            .sender(&issuer.access(CLOUD_PLATFORM_SCOPE), |_| true, NOW)
+            .is_err()
+    );
+    assert_eq!(kept(&issuer), "Verified(0 tokens)");
+    assert!(check_identity(&issuer, &token, NOW).is_ok());
+    assert_eq!(kept(&issuer), "Verified(1 tokens)");
+    assert!(!format!("{issuer:?}").contains(&token[..20]), "no token in any text");
+}
+
+/// A key id is compared and nothing else: it is no path, no address and no pattern.
+#[test]
+fn a_key_id_with_tricks_finds_no_key() {
+    let issuer = issuer();
+    let token = issuer.mint_identity(&owner(), SERVICE, NOW);
+    for kid in [
+        "",
+        "*",
+        "../../../../dev/null",
+        "/etc/passwd",
+        "https://evil.example/keys",
+        "' OR 1=1 --",
+        &format!("{}\0", issuer.kid()),
+        &issuer.kid()[..39],
+        &issuer.kid().to_ascii_uppercase(),
+    ] {
+        let header = json!({"alg": "RS256", "kid": kid, "typ": "JWT"});
+        assert_eq!(
+            check_identity(&issuer, &with_header(&token, &header), NOW),
+            Err(TokenError::UnknownKey {
+                kid: Some(kid.to_owned())
+            })
+        );
+    }
+    // nor does a key come with the token
+    for extra in ["jku", "x5u", "jwk", "x5c"] {
+        let mut header = json!({"alg": "RS256", "kid": issuer.kid(), "typ": "JWT"});
+        header[extra] = json!("https://evil.example/keys");
+        assert_eq!(
+            check_identity(&issuer, &with_header(&token, &header), NOW),
+            Err(TokenError::Signature)
+        );
+    }
 }

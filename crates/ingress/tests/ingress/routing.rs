@@ -139,7 +139,7 @@ async fn only_invokers_pass_and_tokens_lose_their_signature() {
     for via in VIAS {
         let mut client = Client::open(&stage, via).await;
         for (authorization, serverless, status) in cases {
-            let mut request = client.request("GET", "/");
+            let mut request = client.request("GET", "/a&b?q=1");
             if !authorization.is_empty() {
                 request = request.header("authorization", authorization);
             }
@@ -152,18 +152,122 @@ async fn only_invokers_pass_and_tokens_lose_their_signature() {
             assert_eq!(answer.status, status, "{case}");
             assert_eq!(answer.headers.contains_key("www-authenticate"), status == 401, "{case}");
             if status == 200 {
-                assert!(!answer.text.contains("serverless"), "{case}");
-                let seen = if serverless.is_empty() {
-                    let placeholder = "SIGNATURE_REMOVED_BY_GOOGLE";
-                    authorization.replace("signature", placeholder)
+                let unsigned = |sent: &str| sent.replace("signature", "SIGNATURE_REMOVED_BY_GOOGLE");
+                let own = if serverless.is_empty() {
+                    unsigned(authorization)
                 } else {
                     authorization.to_owned()
                 };
-                assert!(answer.text.contains(&format!("authorization: {seen}\n")), "{case}");
+                for (name, seen) in [
+                    ("authorization", own),
+                    ("x-serverless-authorization", unsigned(serverless)),
+                ] {
+                    let line = format!("\n{name}: {seen}");
+                    assert_eq!(answer.text.contains(&line), !seen.is_empty(), "{name} of {case}");
+                }
+            } else {
+                let page = if status == 401 {
+                    "<h2>Your client does not have permission to the requested URL <code>/a&amp;b</code>.</h2>"
+                } else {
+                    "<h2>Your client does not have permission to get URL <code>/a&amp;b</code> from this server.</h2>"
+                };
+                assert!(answer.text.contains(page), "{case}");
+                assert_eq!(answer.headers["content-type"], "text/html; charset=UTF-8", "{case}");
             }
         }
     }
     let records = stage.records(44).await;
     let forged = records[3].refusal.as_deref().expect("a reason");
     assert!(forged.contains("the signature does not fit"), "{forged}");
+}
+
+/// Two tokens in one field have no one who sent them; in two fields the second is the application's own.
+#[tokio::test]
+async fn more_than_one_token_is_refused() {
+    let stage = Stage::set();
+    let server = Server::mirror(Protocol::Http1).await;
+    stage.place(id(1), &server);
+    let settings = Settings {
+        invokers: vec![Member::User("friend@example.com".to_owned())],
+        ..Settings::default()
+    };
+    stage.route(&[(R1, 100, None)], &settings).await;
+    stage.publish(&[(R1, ready(&[1]))]).await;
+    let friend = "Bearer head.friend@example~com.signature";
+    let stranger = "Bearer head.stranger@example~com.signature";
+    let both = format!("{friend}, {stranger}");
+    for via in VIAS {
+        let mut client = Client::open(&stage, via).await;
+        for (fields, status) in [
+            (&[("authorization", friend), ("authorization", stranger)][..], 401),
+            (&[("authorization", friend), ("authorization", friend)], 401),
+            (&[("authorization", &both)], 401),
+            (
+                &[
+                    ("x-serverless-authorization", friend),
+                    ("x-serverless-authorization", stranger),
+                ],
+                401,
+            ),
+            (
+                &[
+                    ("x-serverless-authorization", friend),
+                    ("authorization", "Basic eDp5"),
+                    ("authorization", stranger),
+                ],
+                200,
+            ),
+        ] {
+            let mut request = client.request("GET", "/");
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            let answer = client.send(request.body(empty()).expect("a request")).await;
+            assert_eq!(answer.status, status, "{via:?} {fields:?}: {answer:?}");
+            if status == 200 {
+                for own in ["Basic eDp5", stranger] {
+                    assert!(answer.text.contains(&format!("\nauthorization: {own}\n")), "{answer:?}");
+                }
+            }
+        }
+    }
+    let records = stage.records(20).await;
+    let why = records[0].refusal.as_deref().expect("a reason");
+    assert!(why.contains("more than one authorization field"), "{why}");
+    assert!(
+        records
+            .iter()
+            .all(|record| !format!("{record:?}").contains("friend@example~com")),
+        "no token is written down"
+    );
+}
+
+/// What an application does with `Authorization` is its own matter where nobody has to be known.
+#[tokio::test]
+async fn an_open_service_gets_what_was_sent() {
+    let stage = Stage::set();
+    let server = Server::mirror(Protocol::Http1).await;
+    stage.place(id(1), &server);
+    stage.route(&[(R1, 100, None)], &Settings::default()).await;
+    stage.publish(&[(R1, ready(&[1]))]).await;
+    let token = "Bearer head.friend@example~com.signature";
+    for via in VIAS {
+        let mut client = Client::open(&stage, via).await;
+        for sent in [token, "Basic eDp5", "Bearer opaque"] {
+            let request = client.request("GET", "/").header("authorization", sent);
+            let answer = client.send(request.body(empty()).expect("a request")).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert!(
+                answer.text.contains(&format!("\nauthorization: {sent}\n")),
+                "{answer:?}"
+            );
+        }
+        let request = client.request("GET", "/").header("x-serverless-authorization", token);
+        let answer = client.send(request.body(empty()).expect("a request")).await;
+        let seen = token.replace("signature", "SIGNATURE_REMOVED_BY_GOOGLE");
+        assert!(
+            answer.text.contains(&format!("\nx-serverless-authorization: {seen}\n")),
+            "{answer:?}"
+        );
+    }
 }

@@ -18,7 +18,7 @@ use homerun_ingress::{
 };
 use model::{
     Access, Activity, Binding, Concurrency, Container, Fate, INVOKER_ROLE, InstanceId, Member, OWNER_ROLE, Percent,
-    Policy, Port, ProjectId, Protocol, Region, RequestRecord, RequestTimeout, Resource, Resources, Revision,
+    Policy, Port, Principal, ProjectId, Protocol, Region, RequestRecord, RequestTimeout, Resource, Resources, Revision,
     RevisionKey, RevisionName, RevisionState, RevisionTemplate, Role, RouteTable, Routed, RoutedTarget, Scaling,
     Scheme, Service, ServiceKey, ServiceName, Site, Tag, Timestamp, Traffic,
 };
@@ -144,9 +144,9 @@ impl Stage {
             invokers: Invokers {
                 check: Box::new(|token, audiences| {
                     // `head.EMAIL.signature`, for the one audience that the route must name.
-                    assert!(audiences.iter().any(|a| a.contains("hello-")), "{audiences:?}");
+                    assert!(audiences.take("audience-of-its-own"), "{audiences:?}");
                     match token.split('.').collect::<Vec<_>>().as_slice() {
-                        ["head", email, "signature"] => Ok(email.replace('~', ".")),
+                        ["head", email, "signature"] => Ok(Arc::new(Principal::of(&email.replace('~', ".")))),
                         _ => Err("the signature does not fit".to_owned()),
                     }
                 }),
@@ -257,6 +257,7 @@ impl Stage {
             annotations: BTreeMap::new(),
             template,
             scaling: model::ServiceScaling::default(),
+            custom_audiences: vec!["audience-of-its-own".to_owned()],
             traffic: Traffic::latest(),
             policy: Policy {
                 bindings: vec![Binding {

@@ -2,14 +2,16 @@
 //!
 //! | place | becomes a field | kept word for word | known, not served: refused |
 //! |---|---|---|---|
-//! | service | `ingress` (only `all`), scale bounds and mode | [`KEPT`] | [`UNSERVED_SERVICE`] |
+//! | service | `ingress` (only `all`), scale bounds and mode, `custom-audiences` | [`KEPT`] | [`UNSERVED_SERVICE`] |
 //! | template | scale bounds, Knative's scaling, `cpu-throttling`, `startup-cpu-boost`, `execution-environment`, `sessionAffinity`, `container-dependencies`, `secrets` | [`KEPT`] | [`UNSERVED_TEMPLATE`] |
 //!
 //! Every other key under `run.googleapis.com/` and `autoscaling.knative.dev/` is refused; keys of anybody else are kept.
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
-use model::{CpuAllocation, Kpa, RevisionTemplate, Sandbox, Scaling, ServiceName, ServiceScaling};
+use model::{
+    CpuAllocation, Kpa, MAX_CUSTOM_AUDIENCES, RevisionTemplate, Sandbox, Scaling, ServiceName, ServiceScaling,
+};
 
 use crate::{
     document::{Object, short},
@@ -26,7 +28,6 @@ const KEPT: &[&str] = &["client-name", "client-version", "build-", "launch-stage
 const UNSERVED_SERVICE: &[&str] = &[
     "default-url-disabled",
     "invoker-iam-disabled",
-    "custom-audiences",
     "binary-authorization",
     "binary-authorization-breakglass",
     "gc-traffic-tags",
@@ -142,9 +143,35 @@ fn count(metadata: &Object<'_>, field: &str, value: &str, least: u32) -> Option<
     }
 }
 
-/// Takes a service's annotations: returns those that are kept, and the bounds that others say.
-pub(crate) fn of_service(metadata: &mut Object<'_>) -> (BTreeMap<String, String>, ServiceScaling) {
+/// What a service's annotations mean.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceMeaning {
+    pub(crate) kept: BTreeMap<String, String>,
+    pub(crate) scaling: ServiceScaling,
+    pub(crate) custom_audiences: Vec<String>,
+}
+
+/// Reads a list of audiences, noting what is wrong with it.
+fn audiences(metadata: &Object<'_>, field: &str, value: &str) -> Vec<String> {
+    let listed: Vec<String> = match serde_json::from_str(value) {
+        Ok(listed) => listed,
+        Err(_) => {
+            metadata.say(field, "is no JSON list of texts, such as [\"https://api.example.com\"]");
+            return Vec::new();
+        }
+    };
+    if value.chars().count() > MAX_CUSTOM_AUDIENCES {
+        metadata.say(field, format!("is longer than {MAX_CUSTOM_AUDIENCES} characters"));
+    } else if listed.iter().any(String::is_empty) {
+        metadata.say(field, "has an empty audience");
+    }
+    listed
+}
+
+/// Takes a service's annotations.
+pub(crate) fn of_service(metadata: &mut Object<'_>) -> ServiceMeaning {
     let mut scaling = ServiceScaling::default();
+    let mut custom_audiences = Vec::new();
     let mut manual = false;
     let mut kept = sift(metadata, UNSERVED_SERVICE, |metadata, space, name, value| {
         if OWNED_SERVICE.contains(&format!("{space}{name}").as_str()) {
@@ -153,6 +180,12 @@ pub(crate) fn of_service(metadata: &mut Object<'_>) -> (BTreeMap<String, String>
         let field = format!("annotations[{space}{name}]");
         match (space, name) {
             (RUN, "ingress") => {}
+            (RUN, "custom-audiences") => {
+                if !value.is_empty() {
+                    custom_audiences = audiences(metadata, &field, value);
+                }
+                return true;
+            }
             // An empty one says nothing.
             (RUN, "minScale" | "maxScale" | "scalingMode" | "manualInstanceCount") if value.is_empty() => return true,
             (RUN, "minScale") => {
@@ -213,7 +246,19 @@ pub(crate) fn of_service(metadata: &mut Object<'_>) -> (BTreeMap<String, String>
             format!("{} is more than the maximum of {max} instances", scaling.min),
         );
     }
-    (kept, scaling)
+    ServiceMeaning {
+        kept,
+        scaling,
+        custom_audiences,
+    }
+}
+
+/// The audiences of a service as an annotation.
+pub(crate) fn put_audiences(audiences: &[String], shown: &mut BTreeMap<String, String>) {
+    if !audiences.is_empty() {
+        let listed = serde_json::to_string(audiences).expect("texts are JSON");
+        shown.insert(format!("{RUN}custom-audiences"), listed);
+    }
 }
 
 /// The bounds of a service as annotations.

@@ -21,6 +21,7 @@ pub(crate) struct Asked {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) annotations: BTreeMap<String, String>,
     pub(crate) scaling: ServiceScaling,
+    pub(crate) custom_audiences: Vec<String>,
     pub(crate) template: RevisionTemplate,
     /// None when the entries cannot be read, which was noted.
     pub(crate) traffic: Option<Traffic>,
@@ -59,7 +60,11 @@ pub(crate) fn decode(
     }
     let resource_version = meta.text("resourceVersion");
     let labels = metadata::labels(&mut meta, &[metadata::LOCATION]);
-    let (annotations, scaling) = annotation::of_service(&mut meta);
+    let annotation::ServiceMeaning {
+        kept: annotations,
+        scaling,
+        custom_audiences,
+    } = annotation::of_service(&mut meta);
     meta.drop_owned(metadata::OWNED);
     meta.unserved(&["generateName"]);
     meta.finish();
@@ -85,6 +90,7 @@ pub(crate) fn decode(
         labels,
         annotations,
         scaling,
+        custom_audiences,
         template,
         traffic,
     }
@@ -94,6 +100,7 @@ pub(crate) fn decode(
 pub(crate) fn shown_annotations(service: &Service, site: &Site) -> BTreeMap<String, String> {
     let mut shown = service.annotations.clone();
     annotation::put_scaling(&service.scaling, &mut shown);
+    annotation::put_audiences(&service.custom_audiences, &mut shown);
     let urls = serde_json::to_string(&site.urls(&service.key)).expect("texts are JSON");
     for (key, value) in [
         ("serving.knative.dev/creator", service.creator.clone()),
