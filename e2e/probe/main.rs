@@ -10,6 +10,7 @@
 //! | `/read/PATH` | the file |
 //! | `/write/PATH?TEXT` | the file, after it has written the text there |
 //! | `/call/PORT/PATH` | what the server at this port of 127.0.0.1 answers |
+//! | `/say/ADDRESS:PORT?TEXT` | what somebody there answers to the text, which is percent-encoded, until the end |
 //! | `/reach/ADDRESS:PORT` | the first line that somebody says there, or the kind of the error |
 //! | `/burn?ms=N` | milliseconds of CPU it got while two threads used all they could get for N |
 //! | `/fill?mb=N` | after it has written so many MiB of memory, and given them back |
@@ -157,6 +158,8 @@ fn answer(target: &str) -> String {
                 fs::write(&file, query).map_or_else(|error| format!("{file}: {error}"), |()| read(&file))
             } else if let Some((port, path)) = target.strip_prefix("/call/").and_then(|rest| rest.split_once('/')) {
                 call(port, path).unwrap_or_else(|error| format!("127.0.0.1:{port}: {error}"))
+            } else if let Some(address) = path.strip_prefix("/say/") {
+                say(address, &decoded(query)).unwrap_or_else(|error| format!("{:?}", error.kind()))
             } else if let Some(address) = path.strip_prefix("/reach/") {
                 reach(address).unwrap_or_else(|error| format!("{:?}", error.kind()))
             } else {
@@ -186,6 +189,33 @@ fn call(port: &str, path: &str) -> io::Result<String> {
     let mut body = String::new();
     reader.take(length).read_to_string(&mut body)?;
     Ok(body)
+}
+
+fn say(address: &str, text: &[u8]) -> io::Result<String> {
+    let address = address.parse().map_err(io::Error::other)?;
+    let mut connection = TcpStream::connect_timeout(&address, Duration::from_secs(30))?;
+    connection.set_read_timeout(Some(Duration::from_secs(30)))?;
+    connection.write_all(text)?;
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// A text with `%` and two hexadecimal digits for what does not go into a path.
+fn decoded(text: &str) -> Vec<u8> {
+    let mut bytes = text.bytes();
+    let mut all = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
+        all.push(match byte {
+            b'%' => match (digit(), digit()) {
+                (Some(high), Some(low)) => u8::try_from(high * 16 + low).unwrap_or(b'?'),
+                _ => b'?',
+            },
+            other => other,
+        });
+    }
+    all
 }
 
 fn reach(address: &str) -> io::Result<String> {

@@ -4,7 +4,8 @@
 //! (Knative-shaped documents), IAM (policies, service accounts, tokens in their name) and the permission that each
 //! method asks for, the serviceusage and project answers that gcloud asks for, the OAuth token endpoint,
 //! the HTTP face of the image registry, Artifact Registry over it,
-//! Cloud Storage as far as gcloud uploads by it, Cloud Build for Dockerfiles, and Secret Manager. It is one crate because they share one dispatch by host name, one check of
+//! Cloud Storage as far as gcloud uploads by it, Cloud Build for Dockerfiles, Secret Manager, and the metadata server that
+//! instances ask. It is one crate because they share one dispatch by host name, one check of
 //! the caller and one form of error.
 //!
 //! What enters is a request with the host it was meant for; it is decoded to `model`, with every broken rule named by
@@ -18,6 +19,7 @@ mod decisions;
 mod document;
 mod error;
 mod iam;
+mod metadata;
 mod mirror;
 mod oauth;
 mod operations;
@@ -33,6 +35,7 @@ mod service_usage;
 mod storage;
 mod surface;
 
+pub use metadata::{Asker, Metadata};
 pub use operations::Operations;
 pub use reply::{Body, BoxError};
 pub use surface::{About, Decisions, Held, Peer, Surface, answer};

@@ -287,7 +287,10 @@ mod tests {
         longs(&grammar(), &mut served);
         for (flag, _) in NOT_SERVED_FLAGS {
             // `env --all` is ours and another word; the annotations are those of secrets
-            assert!(["all", "update-annotations"].contains(flag) || !served.iter().any(|s| s == flag), "{flag}");
+            assert!(
+                ["all", "update-annotations"].contains(flag) || !served.iter().any(|s| s == flag),
+                "{flag}"
+            );
         }
     }
 }

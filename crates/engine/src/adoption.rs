@@ -102,6 +102,7 @@ impl Engine {
     pub async fn leave(&self) {
         let inner = &self.inner;
         inner.closing.store(true, Ordering::SeqCst);
+        self.hang_up();
         let all = u32::try_from(crate::creations()).unwrap_or(u32::MAX);
         // One that is late is given up by the launcher.
         if let Ok(Ok(turns)) = timeout(CREATE_PATIENCE, inner.creations.acquire_many(all)).await {

@@ -80,6 +80,8 @@ pub(crate) struct Lodging<'a> {
     pub(crate) volumes: &'a Path,
     /// Values of secrets.
     pub(crate) secrets: &'a Revealed,
+    /// Variables that every program has, unless its image or its container sets them.
+    pub(crate) trust: &'a [(&'static str, String)],
     /// The process whose user, network, ipc and uts namespaces it shares. None: it makes its own.
     pub(crate) joins: Option<i32>,
 }
@@ -155,7 +157,7 @@ pub(crate) fn process(
         "terminal": false,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
         "args": arguments,
-        "env": environment(container, config, user, lodging.secrets),
+        "env": environment(container, config, user, lodging),
         "cwd": directory,
         "capabilities": {
             "bounding": bounding,
@@ -184,12 +186,12 @@ fn arguments<'a>(container: &'a ContainerSpec, config: &'a ImageConfig) -> Resul
 }
 
 /// The image's, then the spec's; of two with one name the last wins and takes the first one's place. Every program is
-/// told a path and its user's own directory.
-fn environment(container: &ContainerSpec, config: &ImageConfig, user: &User, secrets: &Revealed) -> Vec<String> {
+/// told a path, its user's own directory, and whom to trust.
+fn environment(container: &ContainerSpec, config: &ImageConfig, user: &User, lodging: &Lodging<'_>) -> Vec<String> {
     let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
     let mut all: Vec<String> = Vec::new();
     let own = container.env.iter().map(|v| format!("{}={}", v.name, v.value));
-    let secret = secrets.variables_of(&container.name);
+    let secret = lodging.secrets.variables_of(&container.name);
     let secret = secret.map(|(name, value)| format!("{name}={value}"));
     for entry in config.env.iter().cloned().chain(own).chain(secret) {
         match all.iter_mut().find(|held| name(held) == name(&entry)) {
@@ -198,7 +200,11 @@ fn environment(container: &ContainerSpec, config: &ImageConfig, user: &User, sec
         }
     }
     let home = if user.home.is_empty() { "/" } else { &user.home };
-    for (variable, value) in [("PATH", DEFAULT_PATH), ("HOME", home)] {
+    let trust = lodging
+        .trust
+        .iter()
+        .map(|(variable, value)| (*variable, value.as_str()));
+    for (variable, value) in [("PATH", DEFAULT_PATH), ("HOME", home)].into_iter().chain(trust) {
         if !all.iter().any(|entry| name(entry) == variable) {
             all.push(format!("{variable}={value}"));
         }
@@ -342,7 +348,29 @@ pub(crate) mod tests {
             open_files: 20_000,
             volumes: Path::new("/run/homerun/0123abcd/volumes/iab"),
             secrets: &NO_SECRETS,
+            trust: &[],
             joins: None,
+        }
+    }
+
+    #[test]
+    fn whom_to_trust_is_told_unless_the_image_or_the_container_says() {
+        let trust = ["OF_IMAGE", "OF_CONTAINER", "OF_NOBODY"].map(|name| (name, "/ours".to_owned()));
+        let lodging = Lodging {
+            trust: &trust,
+            ..lodging(false)
+        };
+        let mut spec = spec();
+        spec.container.env.push(ResolvedVar {
+            name: "OF_CONTAINER".to_owned(),
+            value: String::new(),
+        });
+        let mut image = image();
+        image.env.push("OF_IMAGE=/its".to_owned());
+        let made = configuration(&spec, &spec.container, &image, &User::default(), &lodging).expect("a command");
+        let env: Vec<_> = made["process"]["env"].as_array().expect("a list").iter().collect();
+        for right in ["OF_IMAGE=/its", "OF_CONTAINER=", "OF_NOBODY=/ours"] {
+            assert!(env.contains(&&json!(right)), "{right}: {env:?}");
         }
     }
 

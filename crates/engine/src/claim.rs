@@ -3,6 +3,7 @@
 //! ```text
 //! /run/homerun/<id8>/owner         locked (flock) by the live owner; holds its process id and data directory
 //!                   /launcher      the launcher's socket, for the server that comes after a dead one
+//!                   /calls         the server's socket, where the relay hands over calls of instances to Homerun
 //!                   /runtime/      the container runtime's own state
 //!                   /bundles/<id>/ one instance: config.json, pid, log, and a record (0700: environments hold secrets)
 //!                   (where /run is no memory, runtime and bundles are a tmpfs each: no environment lies on a disk)
@@ -53,6 +54,11 @@ impl RunDir {
     /// Where a launcher without a server waits for the next one.
     pub(crate) fn launcher(&self) -> PathBuf {
         self.0.join("launcher")
+    }
+
+    /// Where the relay brings calls of instances to the server.
+    pub(crate) fn calls(&self) -> PathBuf {
+        self.0.join("calls")
     }
 
     pub(crate) fn runtime(&self) -> PathBuf {

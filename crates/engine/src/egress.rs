@@ -1,5 +1,6 @@
-//! The way out: instances reach the public internet and nothing else. No private range, nothing link-local, no address
-//! of the machine, no other instance; by IPv4 and IPv6.
+//! The way out: instances reach the public internet, Homerun's own metadata server and ingress (`own`), and nothing else.
+//! No private range, nothing link-local, no address of the machine, no other instance; by IPv4 and IPv6. A relay may be
+//! told to leave out the internet, and does so by itself where the machine lacks what the rules need.
 //!
 //! A process of its own does it, with the same binary, started by the launcher and ended with it, so that connections of
 //! instances outlive a server that is replaced. It lives in a network namespace that it makes, the router, from which
@@ -8,16 +9,21 @@
 //! ```text
 //! launcher ── an instance's network ──▶ attach: a link to the router (router)
 //! instance ──▶ rules (ruleset, watch) ──▶ tcp, udp, dns ──▶ outside ──▶ the internet
+//!                                     └─▶ own, dns (names) ──▶ the server (calls)
 //! ```
 //!
-//! What enters: one message for each instance, with its network. What leaves: nothing but lines on standard error. Two
+//! What enters: one message for each instance, with its network. What leaves: lines on standard error, and connections
+//! to Homerun with whose they are. Two
 //! walls say what may be called: the kernel's rules by address, and the relay itself before each connection, which also
 //! knows the machine's own addresses. The forwarding of the machine is neither needed nor changed.
 
 mod dns;
 mod guest;
 mod link;
+mod loopback;
+mod names;
 mod outside;
+mod own;
 mod packet;
 mod reach;
 mod router;
@@ -32,7 +38,7 @@ use std::{
     fmt::Arguments,
     io::{self, Write as _},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
@@ -43,13 +49,14 @@ use rustix::{
 };
 use tokio::sync::oneshot;
 
-use self::{guest::Guests, outside::Outside, packet::Family, watch::Rules};
+use self::{guest::Guests, outside::Outside, own::Own, packet::Family, ruleset::Reached, watch::Rules};
 pub(crate) use self::{
     link::Link,
-    router::{RESOLVER, Slot, address, link_up, reserve},
+    names::METADATA,
+    router::{RESOLVER, Slot, Way, address, link_up, reserve},
 };
 use crate::{
-    doctor,
+    Doors, doctor,
     netlink::{body_of, kind_of, listening_socket, messages, route_socket},
     network::{Home, open_namespace},
     process, wire,
@@ -68,13 +75,21 @@ const OWN_FILES: u64 = 200;
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Duty {
     pub(crate) id8: String,
+    /// Whether it leads on to the internet.
+    pub(crate) internet: bool,
+    /// What of Homerun itself is reached. None: nothing.
+    pub(crate) doors: Option<Doors>,
+    /// The server's socket.
+    pub(crate) desk: PathBuf,
 }
 
 /// With an instance's network namespace beside it.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Attach {
     pub(crate) id: String,
-    pub(crate) slot: Slot,
+    pub(crate) way: Way,
+    /// Ports of 127.0.0.1 that the instance uses itself.
+    pub(crate) ports: Vec<u16>,
 }
 
 /// Runs as relay until the launcher is gone. `duty` is the argument after [`EGRESS`]; standard input is the socket.
@@ -104,8 +119,9 @@ struct Relay {
     launcher: OwnedFd,
     router: Home,
     machine: OwnedFd,
-    nft: std::path::PathBuf,
-    id8: String,
+    /// None: no rules are written, and nothing leads to the internet.
+    nft: Option<PathBuf>,
+    duty: Duty,
     with_v6: bool,
 }
 
@@ -121,14 +137,17 @@ fn set_up(duty: &OsStr) -> io::Result<Relay> {
     let duty: Duty = serde_json::from_slice(duty.as_bytes())?;
     let launcher = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     rustix::thread::set_name(c"homerun-egress")?;
-    let nft = doctor::program(Path::new("nft")).ok_or_else(|| io::Error::other("there is no nft"))?;
+    let nft = doctor::program(Path::new("nft"));
+    if duty.internet && nft.is_none() {
+        return Err(io::Error::other("there is no nft"));
+    }
     let (machine, with_v6) = leave_network()?;
     Ok(Relay {
         launcher,
         router: Home::open()?,
         machine,
         nft,
-        id8: duty.id8,
+        duty,
         with_v6,
     })
 }
@@ -139,8 +158,16 @@ pub(crate) fn trial(nft: &Path) -> io::Result<()> {
     let tried = thread::spawn(move || {
         process::new_network()?;
         let (instance, with_v6) = leave_network()?;
-        ruleset::write(&nft, "00000000", true)?;
-        router::attach(&Home::open()?, &route_socket()?, Slot::FIRST, &instance, with_v6)
+        let reached = Reached {
+            own: Vec::new(),
+            internet: true,
+        };
+        ruleset::write(&nft, "00000000", &reached, true)?;
+        let way = Way {
+            slot: Slot::FIRST,
+            internet: true,
+        };
+        router::attach(&Home::open()?, &route_socket()?, way, None, &instance, with_v6)
     });
     tried
         .join()
@@ -158,38 +185,69 @@ impl Relay {
             .enable_all()
             .build()?;
         let (sender, ended) = oneshot::channel();
-        let serving = runtime.block_on(async {
-            // Before anybody is attached.
-            let rules = Rules::write(self.nft, self.id8)?;
-            let families = [Some(Family::V4), self.with_v6.then_some(Family::V6)];
-            let families = || families.into_iter().flatten();
-            let tcp_doors = families().map(tcp::Door::open).collect::<io::Result<Vec<_>>>()?;
-            let udp_doors = families().map(udp::Door::open).collect::<io::Result<Vec<_>>>()?;
-            let dns_door = dns::Door::open().await?;
-
-            let outside = Arc::new(Outside::new(Home::open()?, self.machine)?);
-            let tcp = Arc::new(tcp::Tcp::new(Arc::clone(&guests), Arc::clone(&outside)));
-            let udp = Arc::new(udp::Udp::new(Arc::clone(&guests), Arc::clone(&outside)));
-            let dns = Arc::new(dns::Dns::new(Arc::clone(&guests), outside));
+        let Self {
+            launcher,
+            router,
+            machine,
+            nft,
+            duty,
+            with_v6,
+        } = self;
+        let places = duty.doors.as_ref().map(own::places).unwrap_or_default();
+        let loopback = duty.doors.as_ref().map(|doors| doors.public);
+        let attached = Arc::clone(&guests);
+        let serving = runtime.block_on(async move {
             let mut serving = tokio::task::JoinSet::new();
-            serving.spawn(rules.keep());
-            for door in tcp_doors {
-                serving.spawn(Arc::clone(&tcp).serve(door));
+            // Before anybody is attached.
+            let reached = Reached {
+                own: places.clone(),
+                internet: duty.internet,
+            };
+            match nft.map(|nft| Rules::write(nft, duty.id8, reached)) {
+                Some(Ok(rules)) => {
+                    serving.spawn(rules.keep());
+                }
+                Some(Err(error)) if duty.internet => return Err(error),
+                // Nothing that an instance sends elsewhere has a way: there is no route to it, and none out of here.
+                Some(Err(_)) | None => {}
             }
-            for door in udp_doors {
-                serving.spawn(Arc::clone(&udp).serve(door));
+            let dns_door = dns::Door::open().await?;
+            let own = Arc::new(Own::new(Arc::clone(&guests), duty.desk));
+            for place in &places {
+                serving.spawn(Arc::clone(&own).serve(own::listen(*place)?, place.door));
             }
+            let mut outside = None;
+            if duty.internet {
+                let families = [Some(Family::V4), with_v6.then_some(Family::V6)];
+                let families = || families.into_iter().flatten();
+                let tcp_doors = families().map(tcp::Door::open).collect::<io::Result<Vec<_>>>()?;
+                let udp_doors = families().map(udp::Door::open).collect::<io::Result<Vec<_>>>()?;
+                let reached = Arc::new(Outside::new(Home::open()?, machine)?);
+                let own = places.iter().map(|place| place.at).collect();
+                let tcp = Arc::new(tcp::Tcp::new(Arc::clone(&guests), Arc::clone(&reached), own));
+                let udp = Arc::new(udp::Udp::new(Arc::clone(&guests), Arc::clone(&reached)));
+                for door in tcp_doors {
+                    serving.spawn(Arc::clone(&tcp).serve(door));
+                }
+                for door in udp_doors {
+                    serving.spawn(Arc::clone(&udp).serve(door));
+                }
+                outside = Some(reached);
+            }
+            let domain = duty.doors.map(|doors| doors.domain);
+            let dns = Arc::new(dns::Dns::new(guests, outside, domain));
             serving.spawn(dns.serve(dns_door));
             io::Result::Ok(serving)
         });
         let mut serving = serving?;
         let attaching = Attaching {
-            launcher: self.launcher,
-            router: self.router,
+            launcher,
+            router,
             netlink: route_socket()?,
             links: listening_socket(None, LINKS)?,
-            guests,
-            with_v6: self.with_v6,
+            guests: attached,
+            loopback,
+            with_v6,
         };
         thread::Builder::new().name("attach".to_owned()).spawn(move || {
             // Nobody waits for it when something else ended the relay.
@@ -216,6 +274,8 @@ struct Attaching {
     netlink: OwnedFd,
     links: OwnedFd,
     guests: Arc<Guests>,
+    /// The port of 127.0.0.1 that leads to the ingress in every instance that does not use it itself.
+    loopback: Option<u16>,
     with_v6: bool,
 }
 
@@ -248,10 +308,17 @@ impl Attaching {
         let [network] = networks else {
             return say(format_args!("instance {} came without its network", attach.id));
         };
-        match router::attach(&self.router, &self.netlink, attach.slot, network, self.with_v6) {
-            Ok(()) => self.guests.add(attach.slot),
+        let loopback = self.loopback.filter(|port| !attach.ports.contains(port));
+        // Before the link is there: what comes by it is known at once.
+        self.guests.add(attach.way.slot, &attach.id);
+        let attached = router::attach(&self.router, &self.netlink, attach.way, loopback, network, self.with_v6);
+        match attached {
+            Ok(()) => {}
             // It may have ended already.
-            Err(error) => say(format_args!("instance {} has no way out: {error}", attach.id)),
+            Err(error) => {
+                self.guests.remove(attach.way.slot);
+                say(format_args!("instance {} has no way out: {error}", attach.id));
+            }
         }
     }
 

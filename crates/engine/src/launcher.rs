@@ -30,6 +30,7 @@ use rustix::{
 };
 
 use crate::{
+    Doors,
     cgroup::{Groups, Layout},
     claim::{RunDir, Wait},
     company, egress,
@@ -61,8 +62,10 @@ pub(crate) struct Duty {
     pub(crate) run: RunDir,
     pub(crate) runtime: PathBuf,
     pub(crate) layout: Layout,
-    /// Whether instances have a way out.
+    /// Whether instances have a way to the internet.
     pub(crate) egress: bool,
+    /// What of Homerun itself they reach. None: nothing.
+    pub(crate) doors: Option<Doors>,
     /// How long instances are kept for the next server when theirs is gone. Zero: they end at once.
     pub(crate) adoption: Duration,
 }
@@ -141,7 +144,8 @@ impl Launcher {
             kept = Some(tree);
         }
         Ok(Self {
-            egress: duty.egress.then(|| egress::Link::start(&duty.id8)),
+            egress: (duty.egress || duty.doors.is_some())
+                .then(|| egress::Link::start(&duty.id8, duty.egress, duty.doors.clone(), duty.run.calls())),
             door: keeping::door(&duty.run)?,
             duty,
             layout,
@@ -244,6 +248,9 @@ impl Launcher {
                 let memory = output.split_off(output.len().min(2)).pop();
                 self.keeping
                     .begin(&start.id, output.into_iter().map(process::aside).collect());
+                if let Some(egress) = self.egress.as_mut().filter(|_| company::whose(&start.id).1 == 0) {
+                    egress.expect(&start.id, start.ports.clone());
+                }
                 let begun = match &start.plan {
                     Some(plan) => self.make(&start, plan, files),
                     None => self.create(&start, &files, memory).map(|pid| {
@@ -275,6 +282,9 @@ impl Launcher {
     }
 
     fn not_started(&mut self, id: String, why: String) {
+        if let Some(egress) = &mut self.egress {
+            egress.release(&id);
+        }
         self.keeping.forget(&id);
         self.report(&Report::NotStarted { id, why }, &[]);
     }
@@ -294,8 +304,8 @@ impl Launcher {
         let ids = self.user_namespaces[&start.first_id]
             .try_clone()
             .map_err(rootfs::describe("open a user namespace"))?;
-        let way_out = self.egress.as_mut().and_then(|egress| egress.slot(&start.id));
-        let begun = self.nursery.make(Request {
+        let way_out = self.egress.as_mut().and_then(|egress| egress.way(&start.id));
+        self.nursery.make(Request {
             start,
             plan,
             layout: &self.layout,
@@ -303,11 +313,7 @@ impl Launcher {
             ids,
             files,
             way_out,
-        });
-        if let (Err(_), Some(egress)) = (&begun, &mut self.egress) {
-            egress.release(&start.id);
-        }
-        begun
+        })
     }
 
     /// Reports the sandboxes of our own that are made.
@@ -322,9 +328,6 @@ impl Launcher {
             } = match heard {
                 Heard::Made(infant) => infant,
                 Heard::Stillborn { id, why } => {
-                    if let Some(egress) = &mut self.egress {
-                        egress.release(&id);
-                    }
                     self.not_started(id, why);
                     continue;
                 }
@@ -424,8 +427,14 @@ impl Launcher {
             ids: &self.user_namespaces[&start.first_id],
             first_id: start.first_id,
             groups: &Groups::new(&self.layout, &self.duty.id8, &start.id),
-            resolver: self.duty.egress.then_some(egress::RESOLVER),
+            resolver: self.resolver(),
         })
+    }
+
+    /// Whom instances ask for names.
+    fn resolver(&self) -> Option<std::net::Ipv4Addr> {
+        let link = self.egress.as_ref();
+        link.is_some_and(egress::Link::is_possible).then_some(egress::RESOLVER)
     }
 
     /// Never returns but with what went wrong.
@@ -438,9 +447,8 @@ impl Launcher {
                 process::become_standard(file, number).map_err(rootfs::describe("connect the output"))?;
             }
             rootfs::leave_mounts().map_err(rootfs::describe("leave the mounts"))?;
-            let way_out = self.egress.as_ref().is_some_and(egress::Link::is_possible);
             let names = rootfs::Names {
-                resolver: way_out.then_some(egress::RESOLVER),
+                resolver: self.resolver(),
                 containers: &start.names,
             };
             rootfs::assemble(&run.place(), &start.layers, ids, start.first_id, &names)?;
@@ -549,7 +557,7 @@ impl Launcher {
             .map_err(rootfs::describe("open the instance's network"))?;
         // The others share the first one's network.
         if company::whose(id).1 == 0 {
-            let way_out = self.egress.as_mut().and_then(|egress| egress.slot(id));
+            let way_out = self.egress.as_mut().and_then(|egress| egress.way(id));
             self.home
                 .furnish(&network, way_out)
                 .map_err(rootfs::describe("give the instance its address"))?;

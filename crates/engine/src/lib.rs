@@ -20,6 +20,7 @@ mod adoption;
 mod board;
 mod builder;
 mod bundle;
+mod calls;
 mod cgroup;
 mod claim;
 mod company;
@@ -44,6 +45,7 @@ mod phases;
 mod probe;
 mod process;
 mod records;
+mod reports;
 mod room;
 mod rootfs;
 mod sandbox;
@@ -51,6 +53,7 @@ mod seccomp;
 mod secret_files;
 mod settings;
 mod sweep;
+mod trust;
 mod usage;
 mod watched;
 mod wire;
@@ -82,16 +85,17 @@ use crate::{
     ids::Ranges,
     launch::Link,
     launcher::Duty,
-    life::{Created, Entry, Event},
+    life::Entry,
     network::{ADDRESS, Home},
     output::Log,
     phases::Ordered,
-    wire::{Order, Report},
+    wire::Order,
 };
 pub use crate::{
     builder::{
         BUILDER, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, Privileges, builder_main, libraries_of,
     },
+    calls::{Call, Door},
     doctor::{Finding, builder_program, doctor},
     egress::{EGRESS, egress_main},
     error::{OpenError, StartError, StopError},
@@ -99,7 +103,7 @@ pub use crate::{
     ids::FIRST_ID,
     launch::LaunchError,
     launcher::{LAUNCHER, launcher_main},
-    settings::{Egress, Maker, Settings},
+    settings::{Doors, Egress, Inside, Maker, Settings},
     sweep::sweep_dead,
     wire::VERSION as LAUNCHER_VERSION,
 };
@@ -115,6 +119,8 @@ pub struct Engine {
     freezing: JoinHandle<()>,
     /// What listens to the launcher. None after a shutdown.
     listening: Mutex<Option<JoinHandle<()>>>,
+    /// What takes calls of instances to Homerun itself.
+    calling: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -151,6 +157,8 @@ pub(crate) struct Inner {
     claim: Mutex<Option<Claim>>,
     gvisor_path: std::ffi::OsString,
     gvisor: tokio::sync::OnceCell<gvisor::Gvisor>,
+    /// The certificates that programs of instances are told to trust.
+    trust: Option<trust::Trust>,
     /// Whether instances may outlive us.
     adoptable: bool,
 }
@@ -202,12 +210,20 @@ impl Engine {
         let Some(claim) = claim else {
             return Err(OpenError::Claimed { path: run.owner() });
         };
+        let trust = match &settings.inside {
+            Some(inside) => Some(
+                trust::Trust::write(&settings.data_dir.join("trust"), &inside.authority)
+                    .map_err(failed("write the certificates that instances trust"))?,
+            ),
+            None => None,
+        };
         let duty = Duty {
             id8: settings.id8.clone(),
             run: run.clone(),
             runtime,
             layout: layout.clone(),
             egress: settings.egress == Egress::Internet,
+            doors: settings.inside.as_ref().map(|inside| inside.doors.clone()),
             adoption: settings.adoption,
         };
         let taken = Link::take_over(&run.launcher(), &duty, 1).await;
@@ -257,6 +273,7 @@ impl Engine {
             claim: Mutex::new(Some(claim)),
             gvisor_path: settings.gvisor_path,
             gvisor: tokio::sync::OnceCell::new(),
+            trust,
             adoptable: !settings.adoption.is_zero(),
         });
         let freezing = {
@@ -266,15 +283,23 @@ impl Engine {
                 tokio::join!(inner.linger.run(), watching);
             })
         };
-        let engine = Self {
+        let mut engine = Self {
             inner: Arc::clone(&inner),
             lives: Mutex::default(),
             freezing,
             listening: Mutex::default(),
+            calling: None,
         };
         if let Some(held) = held {
             let adopted = engine.adopt(held, &first_link).await;
             adopted.map_err(failed("go on with the last server's instances"))?;
+        }
+        // Once all that may call are known.
+        if let Some(inside) = settings.inside {
+            let desk = calls::Desk::open(&engine.inner.run);
+            let desk = desk.map_err(failed("open the door for calls of instances"))?;
+            let serving = desk.serve(Arc::downgrade(&engine.inner), inside.calls);
+            engine.calling = Some(tokio::spawn(serving));
         }
         let listening = tokio::spawn(async move {
             inner.keep_launcher(settings.launcher, duty, first_link, child).await;
@@ -416,6 +441,8 @@ impl Engine {
         }
         let mut lives = std::mem::take(&mut *self.lives.lock().expect("no panic while held"));
         while lives.join_next().await.is_some() {}
+        // Not before: what a program does at its end may need a token.
+        self.hang_up();
         let link = self.inner.link.borrow().clone();
         if let Some(link) = link
             && link.order(&Order::Leave, &[]).await.is_err()
@@ -449,6 +476,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.hang_up();
         self.freezing.abort();
         if let Some(listening) = self.listening.get_mut().ok().and_then(Option::take) {
             listening.abort();
@@ -498,82 +526,5 @@ impl Inner {
 
     pub(crate) fn stopped(&self, entry: &Entry, exit: Exit) {
         self.board.enter(&entry.spec.id, InstanceState::Stopped(exit));
-    }
-
-    /// Passes on what the launcher reports; when it dies, starts another one. For ever, or until the engine closes.
-    async fn keep_launcher(
-        &self,
-        program: PathBuf,
-        duty: Duty,
-        mut link: Arc<Link>,
-        mut child: Option<tokio::process::Child>,
-    ) {
-        loop {
-            while let Ok(Some((report, files))) = link.report().await {
-                self.dispatch(report, files);
-            }
-            self.link.send_replace(None);
-            if let Some(child) = &mut child
-                && let Err(error) = child.wait().await
-            {
-                tracing::warn!(%error, "cannot wait for the launcher");
-            }
-            if self.closing.load(Ordering::SeqCst) {
-                return;
-            }
-            tracing::error!("the launcher ended, and its instances with it");
-            let entries: Vec<Arc<Entry>> = {
-                let entries = self.entries.read().expect("no panic while held");
-                entries.values().cloned().collect()
-            };
-            for entry in entries {
-                // Full only when it has ended long ago.
-                let _ = entry.events.try_send(Event::Lost(link.number));
-            }
-            let number = link.number + 1;
-            (link, child) = loop {
-                match Link::open(&program, &duty, number).await {
-                    Ok((link, child)) => break (Arc::new(link), Some(child)),
-                    Err(error) => {
-                        tracing::error!(%error, "no launcher, trying again in a second");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                    }
-                }
-            };
-            self.link.send_replace(Some(Arc::clone(&link)));
-        }
-    }
-
-    fn dispatch(&self, report: Report, files: Vec<OwnedFd>) {
-        let (id, event) = match report {
-            Report::Up | Report::Held { .. } => return,
-            Report::Created { id, pid, spent } => {
-                let mut files = files.into_iter();
-                let (Some(process), Some(network)) = (files.next(), files.next()) else {
-                    tracing::error!(id, "the launcher reported an instance without its files");
-                    return;
-                };
-                let created = Created {
-                    pid,
-                    process,
-                    network,
-                    gate: files.next(),
-                    spent,
-                };
-                (id, Event::Created(created))
-            }
-            Report::NotStarted { id, why } => (id, Event::NotStarted(why)),
-            Report::Exited { id, end } => {
-                let (_, container) = company::whose(&id);
-                (id, Event::Exited(container, end))
-            }
-        };
-        let entry = InstanceId::parse(company::whose(&id).0).and_then(|id| self.entry(&id));
-        if let Some(entry) = entry {
-            // Full only when it has ended long ago.
-            let _ = entry.events.try_send(event);
-        } else {
-            tracing::warn!(id, "the launcher reported an unknown instance");
-        }
     }
 }

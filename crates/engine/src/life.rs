@@ -34,7 +34,7 @@ pub(crate) use ending::ENDINGS_PER_CPU;
 use ending::KILL_PATIENCE;
 pub(crate) use going_on::go_on;
 use order::started;
-use prepare::{Prepared, furnish, prepare, size_of_volume};
+use prepare::{Prepared, furnish, ports, prepare, size_of_volume};
 pub(crate) use running::{Container, Running};
 use running::{exited, killed_for_memory};
 pub(crate) use verdict::chain;
@@ -298,6 +298,7 @@ impl Life {
             plan,
             gvisor,
             names: names.map(str::to_owned).collect(),
+            ports: ports(spec),
             volumes: spec.volumes.iter().map(|volume| size_of_volume(volume, spec)).collect(),
             secrets: listed,
         });

@@ -69,14 +69,14 @@ impl Home {
 
     /// Gives `lo` of `namespace` the instance's address, and what it needs until its way out is there. The runtime has
     /// brought `lo` up.
-    pub(crate) fn furnish(&self, namespace: impl AsFd, way_out: Option<egress::Slot>) -> io::Result<()> {
+    pub(crate) fn furnish(&self, namespace: impl AsFd, way_out: Option<egress::Way>) -> io::Result<()> {
         let netlink = self.inside(namespace, route_socket)??;
         Ok(addresses(way_out).send(&netlink)?)
     }
 }
 
 /// The same for the calling process's own namespace, whose `lo` nobody has brought up.
-pub(crate) fn furnish_own(way_out: Option<egress::Slot>) -> io::Result<()> {
+pub(crate) fn furnish_own(way_out: Option<egress::Way>) -> io::Result<()> {
     const NEW_LINK: u16 = 16;
     const UP: u32 = 1;
     // Family and type, link, flags, which of them change.
@@ -88,11 +88,11 @@ pub(crate) fn furnish_own(way_out: Option<egress::Slot>) -> io::Result<()> {
     Ok(addresses(way_out).send(&netlink)?)
 }
 
-fn addresses(way_out: Option<egress::Slot>) -> Batch {
+fn addresses(way_out: Option<egress::Way>) -> Batch {
     let mut batch = Batch::default();
     egress::address(&mut batch, LO, ADDRESS);
-    if let Some(slot) = way_out {
-        egress::reserve(&mut batch, slot);
+    if let Some(way) = way_out {
+        egress::reserve(&mut batch, way);
     }
     batch
 }

@@ -4,7 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use image::Images;
 use model::{LogLine, StartRecord};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+use crate::calls::Call;
 
 /// What an engine is made of.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct Settings {
     pub adoption: Duration,
     /// Where instances may call.
     pub egress: Egress,
+    /// What instances reach of Homerun itself. None: nothing.
+    pub inside: Option<Inside>,
     /// Who makes the sandboxes of gen2.
     pub maker: Maker,
     /// Directories in which gVisor's `runsc` is looked for, as in `PATH`.
@@ -37,7 +42,7 @@ pub struct Settings {
 /// Where instances may call, as far as the machine allows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Egress {
-    /// Nowhere: loopback only.
+    /// Nowhere but to [`Inside`].
     Off,
     /// The public internet, and a resolver.
     Internet,
@@ -50,4 +55,25 @@ pub enum Maker {
     #[default]
     Own,
     Crun,
+}
+
+/// What instances reach of Homerun itself: its metadata server and its ingress.
+#[derive(Debug)]
+pub struct Inside {
+    pub doors: Doors,
+    /// Where their connections go. One that finds it full waits outside.
+    pub calls: mpsc::Sender<Call>,
+    /// The certificate, in PEM, of the authority that signs for the ingress: programs are told to trust it.
+    pub authority: String,
+}
+
+/// Under which names and ports instances find the ingress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doors {
+    /// Every name below it leads there.
+    pub domain: String,
+    pub http: u16,
+    pub https: u16,
+    /// Which of the two is in the URLs of services.
+    pub public: u16,
 }

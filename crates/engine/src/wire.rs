@@ -27,7 +27,7 @@ const LONGEST: usize = 128 << 10;
 const MOST_FILES: usize = 6;
 /// Goes up with every change of these messages, of what is in them and of what is kept in records: servers take over
 /// launchers of their own version only.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// From the server to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,6 +68,8 @@ pub(crate) struct Start {
     pub(crate) gvisor: Option<Gvisor>,
     /// What else `/etc/hosts` calls 127.0.0.1: every container of an instance that has several.
     pub(crate) names: Vec<String>,
+    /// Ports of 127.0.0.1 that its containers are known to use.
+    pub(crate) ports: Vec<u16>,
     /// Made with the first container.
     pub(crate) volumes: Vec<VolumeSize>,
     /// Put into the volumes before the first container is made.

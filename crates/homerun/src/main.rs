@@ -9,6 +9,7 @@ mod client;
 mod config;
 mod doctor;
 mod handover;
+mod inside;
 mod invoker;
 mod proxying;
 mod status;

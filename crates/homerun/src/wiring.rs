@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     config::Config,
     handover::{Busy, Inheritance, Sockets},
-    invoker,
+    inside, invoker,
 };
 
 /// Lines of output that may wait for the journal.
@@ -34,6 +34,8 @@ const LOG_LINES: usize = 4096;
 /// How long an instance may take to end at shutdown (container contract).
 const GRACE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 1024;
+/// Connections of instances to Homerun itself that may wait to be served.
+const CALLS: usize = 256;
 
 /// The hello image's program, built by `build.rs`.
 static HELLO: &[u8] = include_bytes!(env!("HOMERUN_HELLO"));
@@ -58,6 +60,7 @@ pub(crate) struct Homerun {
     /// Following routes and endpoints, and writing down lines: end by themselves when their senders are gone.
     followers: Vec<JoinHandle<()>>,
     rotating: JoinHandle<()>,
+    inside: inside::Serving,
     /// The ports once more, for the next one.
     sockets: Sockets,
     kept: Kept,
@@ -119,6 +122,13 @@ impl Homerun {
         let conditions = Arc::new(identity::Conditions::default());
         let (lines, log) = mpsc::channel(LOG_LINES);
         let (starts, started) = mpsc::channel(LOG_LINES);
+        let (calls, called) = mpsc::channel(CALLS);
+        let http = open.http().expect("asked for");
+        let https = open.https().expect("asked for");
+        let public = match config.url_scheme {
+            model::Scheme::Http => http.port(),
+            model::Scheme::Https => https.port(),
+        };
         let engine = Engine::open(engine::Settings {
             data_dir: data_dir.clone(),
             id8: model::data_dir_id(data_dir.as_os_str().as_encoded_bytes()),
@@ -129,6 +139,17 @@ impl Homerun {
             runtime: PathBuf::from("crun"),
             adoption: config.adoption_window,
             egress: config.egress,
+            inside: Some(engine::Inside {
+                doors: engine::Doors {
+                    domain: config.domain.clone(),
+                    http: http.port(),
+                    https: https.port(),
+                    public,
+                },
+                calls,
+                authority: std::fs::read_to_string(authority.certificate_file())
+                    .context("cannot read the certificate that services are to trust")?,
+            }),
             maker: config.runtime,
             gvisor_path: std::env::var_os("PATH").unwrap_or_default(),
             first_id: engine::FIRST_ID,
@@ -167,18 +188,13 @@ impl Homerun {
             below.then_some(door::Side::Ingress)
         });
         let tls = authority.server_config(side.clone(), crate::seconds, &[b"h2", b"http/1.1"]);
-        let http = open.http().expect("asked for");
-        let https = open.https().expect("asked for");
 
         let site = Site {
             project: config.project,
             region: config.region,
             domain: config.domain,
             scheme: config.url_scheme,
-            port: match config.url_scheme {
-                model::Scheme::Http => http.port(),
-                model::Scheme::Https => https.port(),
-            },
+            port: public,
             default_sandbox: config.default_execution_environment,
         };
         let control = control::Control::new(control::Links {
@@ -291,6 +307,8 @@ impl Homerun {
         ingress.catch_up();
         let listening = listen::serve(&ingress, open, Some(&tls), listen::Limits::default())
             .map_err(|error| name_flag(error, config.http, config.https))?;
+        let metadata = Arc::new(api::Metadata::new(surface.clone()));
+        let inside = inside::Serving::start(called, engine.observe(), metadata, listening.bringing());
         let (stop_door, door_stopped) = oneshot::channel();
         let door = tokio::spawn(door::serve(
             tokio::net::TcpListener::from_std(api_listener)?,
@@ -336,6 +354,7 @@ impl Homerun {
             builds,
             followers,
             rotating,
+            inside,
             sockets,
             kept,
             lending,
@@ -372,6 +391,7 @@ impl Homerun {
         } else {
             tracing::error!("something still holds the engine; its launcher ends the instances");
         }
+        self.inside.end().await;
         drop((lines.await, starts.await));
         let dropped = self.journal.dropped();
         if dropped > 0 {

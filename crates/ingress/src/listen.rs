@@ -3,14 +3,29 @@
 //! One thread per core, each with its own single-threaded runtime and its own socket on each port (`SO_REUSEPORT`),
 //! so that the kernel spreads connections and no request crosses threads. Before that the port is bound exclusively: a
 //! port that another process holds is refused, never shared.
+//!
+//! Connections of instances come by no port: they are brought ([`Bringing`]), are as good as any other, and count apart, so
+//! that instances cannot keep those away who come from outside.
 
-use std::{io, net::SocketAddr, num::NonZeroUsize, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use model::Scheme;
 
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
 };
@@ -28,6 +43,10 @@ const PRUNE_EVERY: Duration = Duration::from_secs(30);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const BACKLOG: i32 = 4096;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Brought connections that may wait for one thread.
+const BROUGHT: usize = 64;
+/// Which part of all connections brought ones may be.
+const BROUGHT_PART: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -77,6 +96,44 @@ pub struct Listening {
     workers: Vec<Worker>,
     stop: watch::Sender<Option<Instant>>,
     pause: watch::Sender<bool>,
+    bringing: Bringing,
+}
+
+/// A connection that came by none of the ports.
+#[derive(Debug)]
+struct Brought {
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    scheme: Scheme,
+    /// Held until it ends.
+    place: OwnedSemaphorePermit,
+}
+
+/// Where connections are brought that came by none of the ports.
+#[derive(Debug, Clone)]
+pub struct Bringing {
+    threads: Arc<[mpsc::Sender<Brought>]>,
+    next: Arc<AtomicUsize>,
+}
+
+impl Bringing {
+    /// Serves a non-blocking connection like one that was accepted on the port of this scheme, and holds `place` until it
+    /// ends. Closes it when there are too many such, or the ingress takes none any more. Does not block.
+    pub fn bring(&self, stream: std::net::TcpStream, scheme: Scheme, place: OwnedSemaphorePermit) {
+        let Ok(peer) = stream.peer_addr() else {
+            return;
+        };
+        let number = self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len();
+        let brought = Brought {
+            stream,
+            peer,
+            scheme,
+            place,
+        };
+        if self.threads[number].try_send(brought).is_err() {
+            tracing::debug!(%peer, "a connection that was brought is not taken");
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -172,9 +229,12 @@ pub fn serve(
         }
     }
     let mut workers = Vec::new();
+    let mut bringing = Vec::new();
     for (number, sockets) in sockets.into_iter().enumerate() {
         let (report, cut_off) = oneshot::channel();
         let most = (limits.connections / threads).max(1);
+        let (bring, brought) = mpsc::channel(BROUGHT);
+        bringing.push(bring);
         let worker = Work {
             ingress: ingress.clone(),
             orders: Orders {
@@ -183,6 +243,7 @@ pub fn serve(
             },
             limits,
             room: Arc::new(Semaphore::new(most)),
+            room_of_brought: Arc::new(Semaphore::new((most / BROUGHT_PART).max(1))),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -191,7 +252,7 @@ pub fn serve(
         let thread = std::thread::Builder::new()
             .name(format!("ingress-{number}"))
             .spawn(move || {
-                let cut_off = runtime.block_on(worker.run(sockets));
+                let cut_off = runtime.block_on(worker.run(sockets, brought));
                 // Nobody asks when the whole was dropped.
                 let _ = report.send(cut_off);
             })
@@ -204,6 +265,10 @@ pub fn serve(
         workers,
         stop,
         pause,
+        bringing: Bringing {
+            threads: bringing.into(),
+            next: Arc::default(),
+        },
     })
 }
 
@@ -215,6 +280,11 @@ impl Listening {
 
     pub fn https(&self) -> Option<SocketAddr> {
         self.https
+    }
+
+    /// Where connections of instances are brought.
+    pub fn bringing(&self) -> Bringing {
+        self.bringing.clone()
     }
 
     /// Takes no new connection; clients wait in the kernel's queue for whoever has the same sockets. Connections go on.
@@ -303,11 +373,12 @@ struct Work {
     orders: Orders,
     limits: Limits,
     room: Arc<Semaphore>,
+    room_of_brought: Arc<Semaphore>,
 }
 
 impl Work {
     /// Serves until told to stop. Answers how many connections were cut off.
-    async fn run(self, sockets: Sockets) -> usize {
+    async fn run(self, sockets: Sockets, mut brought: mpsc::Receiver<Brought>) -> usize {
         let adopt = |socket| TcpListener::from_std(socket).expect("a non-blocking listener");
         let http = sockets.http.map(adopt);
         let (https, acceptor) = match sockets.https {
@@ -341,6 +412,10 @@ impl Work {
                     paused = true;
                     continue;
                 }
+                Some(brought) = brought.recv() => {
+                    self.take(brought, acceptor.as_ref(), &mut connections);
+                    continue;
+                }
                 accepted = accept(http.as_ref()), if room.is_some() && !paused => (accepted, None),
                 accepted = accept(https.as_ref()), if room.is_some() && !paused => {
                     (accepted, acceptor.clone())
@@ -355,13 +430,42 @@ impl Work {
                 drop(permit);
             });
         };
-        drop((http, https));
+        drop((http, https, brought));
         let ended = async { while connections.join_next().await.is_some() {} };
         // Either way `connections` holds what is left.
         let _ = tokio::time::timeout_at(deadline, ended).await;
         let cut_off = connections.len();
         connections.shutdown().await;
         cut_off
+    }
+}
+
+impl Work {
+    /// Serves a connection that was brought, unless there are too many of them.
+    fn take(&self, brought: Brought, acceptor: Option<&TlsAcceptor>, connections: &mut JoinSet<()>) {
+        let Brought {
+            stream,
+            peer,
+            scheme,
+            place,
+        } = brought;
+        let acceptor = match (scheme, acceptor) {
+            (Scheme::Http, _) => None,
+            (Scheme::Https, Some(acceptor)) => Some(acceptor.clone()),
+            (Scheme::Https, None) => return,
+        };
+        let (Ok(room), Ok(stream)) = (
+            self.room_of_brought.clone().try_acquire_owned(),
+            TcpStream::from_std(stream),
+        ) else {
+            return;
+        };
+        let ingress = self.ingress.clone();
+        let (orders, limits) = (self.orders.clone(), self.limits);
+        connections.spawn(async move {
+            connection::serve(ingress, stream, peer.ip(), acceptor, limits, orders).await;
+            drop((room, place));
+        });
     }
 }
 

@@ -96,7 +96,7 @@ fn sealed() {
     user.leaves();
     world.forget();
 
-    // Off: nothing.
+    // Off: Homerun's own two addresses, and nothing else.
     let mut user = User::with(&["--egress=off"], Client::Homerun);
     let image = user.import_probe("caller");
     let url = user.deploy("one", &format!("--image={image}"));
@@ -106,8 +106,11 @@ fn sealed() {
     for to in &neighbour {
         refused(&mut user, &url, to, 8080);
     }
-    let links = user.get(&format!("{url}/read/proc/net/dev"));
-    assert!(!links.contains("eth0"), "{links}");
+    let routes = user.get(&format!("{url}/read/proc/net/route"));
+    for route in routes.lines().skip(1) {
+        let to = route.split('\t').nth(1).unwrap_or_default();
+        assert!(["FEA9FEA9", "FDA9FEA9"].contains(&to), "{routes}");
+    }
     assert_eq!(world.called(), [""; 0]);
     user.leaves();
     own.set_nonblocking(true).expect("set");

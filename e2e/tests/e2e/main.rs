@@ -24,6 +24,7 @@ mod index;
 mod ingress;
 mod invoker;
 mod lab;
+mod metadata;
 mod mirror;
 mod outside;
 mod probes;

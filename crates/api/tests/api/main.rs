@@ -5,6 +5,7 @@ mod builds;
 mod conformance;
 mod containers;
 mod iam;
+mod metadata;
 mod permits;
 mod read;
 mod refusals;

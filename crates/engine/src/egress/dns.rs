@@ -1,6 +1,7 @@
-//! The resolver that instances ask. It knows no names itself: it passes each question on to the machine's own resolvers,
-//! read from `/etc/resolv.conf` each time, and the answer back, unread but for its number. An answer may name any
-//! address; the rules and the relay decide what can be called.
+//! The resolver that instances ask. It answers for the names of Homerun itself (`names`), and passes each other question
+//! on to the machine's own resolvers, read from `/etc/resolv.conf` each time, and the answer back, unread but for its
+//! number. An answer may name any address; the rules and the relay decide what can be called. Where nothing leads to the
+//! internet every other question fails at once.
 //!
 //! Questions come by UDP and by TCP (RFC 7766) and go out the way they came.
 
@@ -19,6 +20,7 @@ use tokio::{
 
 use super::{
     guest::{Guest, Guests},
+    names,
     outside::Outside,
     router::RESOLVER,
 };
@@ -32,7 +34,7 @@ const ROUNDS: usize = 2;
 const MOST_RESOLVERS: usize = 3;
 /// How long a connection may be without a question.
 const IDLE: Duration = Duration::from_secs(10);
-const HEADER: usize = 12;
+pub(crate) const HEADER: usize = 12;
 /// With the extension for longer answers; without it 512 bytes.
 const LONGEST: usize = 65_535;
 
@@ -46,7 +48,9 @@ enum By {
 #[derive(Debug)]
 pub(crate) struct Dns {
     guests: Arc<Guests>,
-    outside: Arc<Outside>,
+    outside: Option<Arc<Outside>>,
+    /// Every name below it is the ingress's. None: nothing of Homerun is reached here.
+    domain: Option<String>,
     /// `/etc/resolv.conf`, or the file that stands for it.
     configuration: std::path::PathBuf,
 }
@@ -68,10 +72,11 @@ impl Door {
 }
 
 impl Dns {
-    pub(crate) fn new(guests: Arc<Guests>, outside: Arc<Outside>) -> Self {
+    pub(crate) fn new(guests: Arc<Guests>, outside: Option<Arc<Outside>>, domain: Option<String>) -> Self {
         Self {
             guests,
             outside,
+            domain,
             configuration: "/etc/resolv.conf".into(),
         }
     }
@@ -143,16 +148,24 @@ impl Dns {
         }
     }
 
-    /// None: it is no question. Names of our own would be answered here.
+    /// None: it is no question.
     async fn answer(&self, question: &[u8], by: By) -> Option<Vec<u8>> {
         if question.len() < HEADER || is_answer(question) {
             return None;
         }
+        if let Some(domain) = &self.domain
+            && let Some(answer) = names::answer(question, domain)
+        {
+            return Some(answer);
+        }
+        let Some(outside) = &self.outside else {
+            return Some(failure(question));
+        };
         let text = fs::read_to_string(&self.configuration).unwrap_or_default();
         let resolvers = resolvers(&text);
         for _ in 0..ROUNDS {
             for resolver in &resolvers {
-                match timeout(PATIENCE, self.ask(*resolver, question, by)).await {
+                match timeout(PATIENCE, ask(outside, *resolver, question, by)).await {
                     Ok(Ok(answer)) => return Some(answer),
                     Ok(Err(error)) => tracing::debug!(%resolver, %error, "a resolver did not answer"),
                     Err(_) => tracing::debug!(%resolver, "a resolver did not answer in time"),
@@ -161,35 +174,35 @@ impl Dns {
         }
         Some(failure(question))
     }
+}
 
-    async fn ask(&self, resolver: SocketAddr, question: &[u8], by: By) -> io::Result<Vec<u8>> {
-        let answer = match by {
-            By::Udp => {
-                let socket = self.outside.udp(resolver)?;
-                socket.send(question).await?;
-                let mut buffer = vec![0; LONGEST];
-                loop {
-                    let length = socket.recv(&mut buffer).await?;
-                    if answers(&buffer[..length], question) {
-                        buffer.truncate(length);
-                        return Ok(buffer);
-                    }
+async fn ask(outside: &Outside, resolver: SocketAddr, question: &[u8], by: By) -> io::Result<Vec<u8>> {
+    let answer = match by {
+        By::Udp => {
+            let socket = outside.udp(resolver)?;
+            socket.send(question).await?;
+            let mut buffer = vec![0; LONGEST];
+            loop {
+                let length = socket.recv(&mut buffer).await?;
+                if answers(&buffer[..length], question) {
+                    buffer.truncate(length);
+                    return Ok(buffer);
                 }
             }
-            By::Tcp => {
-                let mut stream = self.outside.tcp(resolver).await?;
-                send_framed(&mut stream, question).await?;
-                framed(&mut stream).await?
-            }
-        };
-        if answers(&answer, question) {
-            Ok(answer)
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "an answer to something else",
-            ))
         }
+        By::Tcp => {
+            let mut stream = outside.tcp(resolver).await?;
+            send_framed(&mut stream, question).await?;
+            framed(&mut stream).await?
+        }
+    };
+    if answers(&answer, question) {
+        Ok(answer)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "an answer to something else",
+        ))
     }
 }
 
@@ -229,7 +242,7 @@ fn failure(question: &[u8]) -> Vec<u8> {
 }
 
 /// Where the first question of a message ends. None: it does not.
-fn end_of_question(message: &[u8]) -> Option<usize> {
+pub(crate) fn end_of_question(message: &[u8]) -> Option<usize> {
     let mut at = HEADER;
     loop {
         match usize::from(*message.get(at)?) {

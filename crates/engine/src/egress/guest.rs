@@ -20,6 +20,8 @@ const MOST_QUESTIONS: usize = 256;
 /// One attached instance.
 #[derive(Debug)]
 pub(crate) struct Guest {
+    /// The runtime's name of the instance.
+    pub(crate) id: String,
     connections: Arc<Semaphore>,
     sessions: Arc<Semaphore>,
     questions: Arc<Semaphore>,
@@ -55,9 +57,10 @@ impl Guests {
         self.all.lock().expect("no panic while held").get(&slot).cloned()
     }
 
-    pub(crate) fn add(&self, slot: Slot) {
+    pub(crate) fn add(&self, slot: Slot, id: &str) {
         let semaphore = |most| Arc::new(Semaphore::new(most));
         let guest = Guest {
+            id: id.to_owned(),
             connections: semaphore(MOST_CONNECTIONS),
             sessions: semaphore(MOST_SESSIONS),
             questions: semaphore(MOST_QUESTIONS),

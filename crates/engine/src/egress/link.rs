@@ -4,17 +4,21 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
-    process::Pid,
+    process::{Pid, Signal, kill_process},
 };
 
-use super::{Attach, CANNOT, Duty, EGRESS, Slot};
-use crate::wire::{self, End};
+use super::{Attach, CANNOT, Duty, EGRESS, Slot, Way};
+use crate::{
+    Doors,
+    wire::{self, End},
+};
 
 /// A relay that ended is not started again at once.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -23,12 +27,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Link {
     id8: String,
+    /// Whether the relay leads on to the internet: as was asked for, unless it said that it cannot.
+    internet: bool,
+    doors: Option<Doors>,
+    desk: PathBuf,
     relay: Option<Relay>,
     /// When the next one may be started. None: there is one, or none is possible.
     restart: Option<Instant>,
+    /// The relay was ended for another one.
+    moved: bool,
     /// A relay said that it cannot work on this machine.
     impossible: bool,
     instances: BTreeMap<String, Instance>,
+    /// Of those that are being made and those that are there, the ports of 127.0.0.1 that they use themselves.
+    ports: BTreeMap<String, Vec<u16>>,
     used: BTreeSet<Slot>,
     last: Slot,
     /// Those that the relay was not told of yet.
@@ -37,7 +49,7 @@ pub(crate) struct Link {
 
 #[derive(Debug)]
 struct Instance {
-    slot: Slot,
+    way: Way,
     /// Once it is known.
     network: Option<OwnedFd>,
 }
@@ -50,13 +62,18 @@ struct Relay {
 
 impl Link {
     /// Starts a relay. The calling process has one thread and reaps its children.
-    pub(crate) fn start(id8: &str) -> Self {
+    pub(crate) fn start(id8: &str, internet: bool, doors: Option<Doors>, desk: PathBuf) -> Self {
         let mut link = Self {
             id8: id8.to_owned(),
+            internet,
+            doors,
+            desk,
             relay: None,
             restart: None,
+            moved: false,
             impossible: false,
             instances: BTreeMap::new(),
+            ports: BTreeMap::new(),
             used: BTreeSet::new(),
             last: Slot::FIRST,
             waiting: VecDeque::new(),
@@ -69,7 +86,12 @@ impl Link {
         let relay = || -> io::Result<Relay> {
             let (ours, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
             rustix::io::ioctl_fionbio(&ours, true)?;
-            let duty = Duty { id8: self.id8.clone() };
+            let duty = Duty {
+                id8: self.id8.clone(),
+                internet: self.internet,
+                doors: self.doors.clone(),
+                desk: self.desk.clone(),
+            };
             let child = Command::new("/proc/self/exe")
                 .arg(EGRESS)
                 .arg(serde_json::to_string(&duty)?)
@@ -96,13 +118,29 @@ impl Link {
         }
     }
 
+    /// The server is reached by other doors than before. Connections that instances have break off.
+    pub(crate) fn move_to(&mut self, doors: Option<Doors>) {
+        self.doors = doors;
+        if let Some(relay) = &self.relay {
+            // Not reaped yet, so the number is still its own. The next one is started when it is.
+            self.moved = kill_process(relay.process, Signal::KILL).is_ok();
+        }
+    }
+
+    /// Ports of 127.0.0.1 that an instance will use itself.
+    pub(crate) fn expect(&mut self, id: &str, ports: Vec<u16>) {
+        if !ports.is_empty() {
+            self.ports.insert(id.to_owned(), ports);
+        }
+    }
+
     /// Whether instances have a way out, as far as is known.
     pub(crate) fn is_possible(&self) -> bool {
         !self.impossible
     }
 
     /// A place for an instance. None: it has no way out, and shall see that at once.
-    pub(crate) fn slot(&mut self, id: &str) -> Option<Slot> {
+    pub(crate) fn way(&mut self, id: &str) -> Option<Way> {
         if self.impossible {
             return None;
         }
@@ -113,12 +151,16 @@ impl Link {
         }
         self.last = slot;
         self.used.insert(slot);
+        let way = Way {
+            slot,
+            internet: self.internet,
+        };
         let network = None;
-        let former = self.instances.insert(id.to_owned(), Instance { slot, network });
+        let former = self.instances.insert(id.to_owned(), Instance { way, network });
         if let Some(former) = former {
-            self.used.remove(&former.slot);
+            self.used.remove(&former.way.slot);
         }
-        Some(slot)
+        Some(way)
     }
 
     /// Brings an instance to the relay if it has a slot. Returns at once.
@@ -132,8 +174,9 @@ impl Link {
 
     /// An instance ended. Its link goes with its network.
     pub(crate) fn release(&mut self, id: &str) {
+        self.ports.remove(id);
         if let Some(instance) = self.instances.remove(id) {
-            self.used.remove(&instance.slot);
+            self.used.remove(&instance.way.slot);
         }
     }
 
@@ -157,7 +200,8 @@ impl Link {
             {
                 let attach = Attach {
                     id: id.clone(),
-                    slot: instance.slot,
+                    way: instance.way,
+                    ports: self.ports.get(id).cloned().unwrap_or_default(),
                 };
                 match wire::send(&relay.socket, &attach, &[network.as_fd()]) {
                     Ok(()) => {}
@@ -178,9 +222,17 @@ impl Link {
             return false;
         }
         self.relay = None;
-        if end == End::Code(i32::from(CANNOT)) {
+        if end == End::Code(i32::from(CANNOT)) && self.internet && self.doors.is_some() {
+            self.internet = false;
+            for instance in self.instances.values_mut() {
+                instance.way.internet = false;
+            }
+            self.restart = Some(Instant::now());
+        } else if end == End::Code(i32::from(CANNOT)) {
             self.waiting.clear();
             self.impossible = true;
+        } else if end == End::Signal(Signal::KILL.as_raw()) && std::mem::take(&mut self.moved) {
+            self.restart = Some(Instant::now());
         } else {
             super::say(format_args!(
                 "the relay of instances ended with {end:?}, starting another one"

@@ -5,8 +5,12 @@
 //! ```text
 //!   instance                          router                                     machine
 //!   eth0  198.18.x.y, fd68:…:x  ────  hr<slot>  ── rules ── relay's sockets ──── relay ── the internet
-//!   default via 169.254.169.254       lo: 169.254.169.254 (resolver), local 0.0.0.0/0
+//!   default via 169.254.169.254       lo: 169.254.169.254 (resolver, metadata), 169.254.169.253 (the ingress),
+//!                                         local 0.0.0.0/0
 //! ```
+//!
+//! An instance that is to reach nothing but Homerun has routes to those two addresses alone, and a port of its 127.0.0.1
+//! leads to the router as well (`loopback`).
 //!
 //! One link for each instance and a route to its one address: no bridge, and neighbours that are written down, since
 //! the kernel's table of learned ones is small and shared by all namespaces.
@@ -17,6 +21,7 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
 };
 
+use super::loopback;
 use crate::{
     netlink::{Attributes, Batch, CREATE, REPLACE, Refusal, route_socket},
     network::Home,
@@ -24,6 +29,8 @@ use crate::{
 
 /// Whom instances ask for names, and by whom they leave: the address that Cloud Run has for it.
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Where instances find the ingress.
+pub(crate) const INGRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
 const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// 198.18.0.0/15 is for benchmarks of closed networks (RFC 2544). Link-local addresses would do, but programs that
@@ -80,26 +87,34 @@ impl Slot {
     }
 }
 
+/// How an instance is joined to the router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Way {
+    pub(crate) slot: Slot,
+    /// Whether it leads on to the internet, and not to Homerun alone.
+    pub(crate) internet: bool,
+}
+
 /// Numbers of links below it belong to `lo` and to what the kernel makes in every namespace.
 const LINKS: u32 = 64;
 const LO: u32 = 1;
 /// The number of `eth0` in an instance.
-const ETH0: u32 = 64;
+pub(super) const ETH0: u32 = 64;
 
 /// Locally administered.
 pub(crate) const ROUTER_MAC: [u8; 6] = [0x02, 0x68, 0x6f, 0x6d, 0x65, 0x01];
 pub(crate) const INSTANCE_MAC: [u8; 6] = [0x02, 0x68, 0x6f, 0x6d, 0x65, 0x02];
 
-const NEW_LINK: u16 = 16;
+pub(super) const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
 const NEW_ADDRESS: u16 = 20;
 const DEL_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
 const DEL_ROUTE: u16 = 25;
 const NEW_NEIGHBOUR: u16 = 28;
-const AF_INET: u8 = 2;
+pub(super) const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-const IFF_UP: u32 = 1;
+pub(super) const IFF_UP: u32 = 1;
 
 /// What every part of the way out has to do with both families.
 fn octets(address: IpAddr) -> (u8, Vec<u8>) {
@@ -110,7 +125,7 @@ fn octets(address: IpAddr) -> (u8, Vec<u8>) {
 }
 
 /// `struct ifinfomsg`
-fn link_body(link: u32, flags: u32) -> Vec<u8> {
+pub(super) fn link_body(link: u32, flags: u32) -> Vec<u8> {
     let mut body = vec![0; 4];
     body.extend(link.to_ne_bytes());
     body.extend(flags.to_ne_bytes());
@@ -133,7 +148,7 @@ pub(crate) fn address(batch: &mut Batch, link: u32, own: impl Into<IpAddr>) {
 }
 
 /// What a message says it does, its kind, and its flags.
-type Change = (&'static str, u16, u16);
+pub(super) type Change = (&'static str, u16, u16);
 
 fn change_address(batch: &mut Batch, (words, kind, flags): Change, link: u32, own: IpAddr) {
     // Nobody else can have it, so IPv6 need not ask around.
@@ -151,15 +166,16 @@ fn change_address(batch: &mut Batch, (words, kind, flags): Change, link: u32, ow
 
 /// To one address, or everywhere with a prefix length of 0.
 #[derive(Debug, Clone, Copy)]
-struct Route {
-    to: IpAddr,
-    length: u8,
-    link: u32,
-    by: Option<IpAddr>,
-    from: Option<IpAddr>,
-    local: bool,
+pub(super) struct Route {
+    pub(super) to: IpAddr,
+    pub(super) length: u8,
+    pub(super) link: u32,
+    pub(super) by: Option<IpAddr>,
+    pub(super) from: Option<IpAddr>,
+    pub(super) local: bool,
+    pub(super) table: u8,
     /// Of two the smaller number wins. None: 0, or what the kernel takes for IPv6.
-    metric: Option<u32>,
+    pub(super) metric: Option<u32>,
 }
 
 impl Route {
@@ -171,31 +187,41 @@ impl Route {
             by: None,
             from: None,
             local: false,
+            table: MAIN,
             metric: None,
+        }
+    }
+
+    pub(super) fn to_one(to: IpAddr, link: u32) -> Self {
+        Self {
+            length: if to.is_ipv4() { 32 } else { 128 },
+            ..Self::everywhere(to, link)
         }
     }
 }
 
-fn route(batch: &mut Batch, route: Route) {
+/// The table of routes that the kernel asks where no rule says otherwise.
+pub(super) const MAIN: u8 = 254;
+
+pub(super) fn route(batch: &mut Batch, route: Route) {
     change_route(batch, ("make a route", NEW_ROUTE, REPLACE), route);
 }
 
 fn change_route(batch: &mut Batch, (words, kind, flags): Change, route: Route) {
-    const MAIN: u8 = 254;
     const BY_BOOT: u8 = 3;
     const SCOPE_UNIVERSE: u8 = 0;
     const SCOPE_LINK: u8 = 253;
     const SCOPE_HOST: u8 = 254;
     const UNICAST: u8 = 1;
-    const LOCAL: u8 = 2;
+    const OWN: u8 = 2;
     const ON_LINK: u32 = 4;
     let (family, octets_of_to) = octets(route.to);
     let (type_of_route, scope) = match (route.local, route.by) {
-        (true, _) => (LOCAL, SCOPE_HOST),
+        (true, _) => (OWN, SCOPE_HOST),
         (false, Some(_)) => (UNICAST, SCOPE_UNIVERSE),
         (false, None) => (UNICAST, SCOPE_LINK),
     };
-    let mut body = vec![family, route.length, 0, 0, MAIN, BY_BOOT, scope, type_of_route];
+    let mut body = vec![family, route.length, 0, 0, route.table, BY_BOOT, scope, type_of_route];
     let on_link = if route.by.is_some() { ON_LINK } else { 0 };
     body.extend(on_link.to_ne_bytes());
     batch.add(words, kind, flags, &body, |with| {
@@ -243,7 +269,8 @@ pub(crate) fn furnish() -> io::Result<bool> {
         ("ipv4/conf/lo/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "1"),
         ("ipv4/conf/all/route_localnet", "0"),
-        ("ipv4/conf/default/route_localnet", "0"),
+        // Links let in what instances send to the one port of 127.0.0.1 that leads here.
+        ("ipv4/conf/default/route_localnet", "1"),
         ("ipv4/conf/all/accept_source_route", "0"),
         ("ipv4/conf/all/accept_redirects", "0"),
         ("ipv4/conf/all/send_redirects", "0"),
@@ -305,41 +332,57 @@ fn set(name: &str, value: &str) -> io::Result<()> {
 
 /// Until an instance has its link: what it sends is dropped. So a program that calls somebody in its first millisecond
 /// tries again a second later, as over any network that loses a packet; with no route at all it would fail.
-fn until_attached(own: IpAddr) -> Route {
+fn until_attached(way: Way) -> Vec<Route> {
     const LAST: u32 = u32::MAX;
-    Route {
-        from: Some(own),
+    let waits = |to: Route| Route {
+        from: Some(IpAddr::V4(way.slot.v4())),
         metric: Some(LAST),
-        ..Route::everywhere(NOWHERE_V4, LO)
+        ..to
+    };
+    if way.internet {
+        vec![waits(Route::everywhere(NOWHERE_V4, LO))]
+    } else {
+        homeruns().map(|to| waits(Route::to_one(to, LO))).into()
     }
 }
 
+/// The addresses of Homerun itself.
+fn homeruns() -> [IpAddr; 2] {
+    [RESOLVER.into(), INGRESS.into()]
+}
+
 /// Adds to an instance's network what it needs before it runs. Its `lo` is up.
-pub(crate) fn reserve(batch: &mut Batch, slot: Slot) {
-    let own = IpAddr::V4(slot.v4());
-    address(batch, LO, own);
-    route(batch, until_attached(own));
+pub(crate) fn reserve(batch: &mut Batch, way: Way) {
+    address(batch, LO, way.slot.v4());
+    for waiting in until_attached(way) {
+        route(batch, waiting);
+    }
 }
 
 /// Takes back what [`reserve`] has added.
-fn relieve(netlink: &OwnedFd, slot: Slot) {
-    let own = IpAddr::V4(slot.v4());
+fn relieve(netlink: &OwnedFd, way: Way) {
+    let own = IpAddr::V4(way.slot.v4());
     let mut batch = Batch::default();
-    change_route(&mut batch, ("remove a route", DEL_ROUTE, 0), until_attached(own));
+    for waiting in until_attached(way) {
+        change_route(&mut batch, ("remove a route", DEL_ROUTE, 0), waiting);
+    }
     change_address(&mut batch, ("remove an address", DEL_ADDRESS, 0), LO, own);
     // Taken back already when the relay was started again.
     let _ = batch.send(netlink);
 }
 
 /// Joins an instance's network to the router by a link of its own. The calling thread is in the router, which is
-/// `home`, and `router_netlink` was opened there.
+/// `home`, and `router_netlink` was opened there. `port`: the one of the instance's 127.0.0.1 that leads here too.
 pub(crate) fn attach(
     home: &Home,
     router_netlink: &OwnedFd,
-    slot: Slot,
+    way: Way,
+    port: Option<u16>,
     network: impl AsFd,
     with_v6: bool,
 ) -> io::Result<()> {
+    let slot = way.slot;
+    let with_v6 = with_v6 && way.internet;
     let netlink = home.inside(&network, route_socket)??;
     let made = make_link(router_netlink, slot, &network);
     match made.as_ref().map_err(Refusal::errno) {
@@ -362,13 +405,29 @@ pub(crate) fn attach(
     batch.send(router_netlink)?;
 
     let mut batch = Batch::default();
-    link_up(&mut batch, ETH0);
-    leave(&mut batch, own_v4, NOWHERE_V4, IpAddr::V4(RESOLVER));
+    match port {
+        Some(_) => loopback::link_up(&mut batch, ETH0),
+        None => link_up(&mut batch, ETH0),
+    }
+    let by = IpAddr::V4(RESOLVER);
+    if way.internet {
+        leave(&mut batch, own_v4, Route::everywhere(NOWHERE_V4, ETH0), by);
+    } else {
+        for to in homeruns() {
+            leave(&mut batch, own_v4, Route::to_one(to, ETH0), by);
+        }
+    }
     batch.send(&netlink)?;
-    relieve(&netlink, slot);
+    relieve(&netlink, way);
+    loopback::lead(&netlink, own_v4, port);
     if with_v6 {
         let mut batch = Batch::default();
-        leave(&mut batch, own_v6, NOWHERE_V6, IpAddr::V6(GATEWAY_V6));
+        leave(
+            &mut batch,
+            own_v6,
+            Route::everywhere(NOWHERE_V6, ETH0),
+            IpAddr::V6(GATEWAY_V6),
+        );
         // The machine may have IPv6 and keep it from new namespaces.
         if let Err(error) = batch.send(&netlink) {
             tracing::debug!(%error, "an instance without IPv6");
@@ -427,24 +486,22 @@ pub(crate) fn is_gone(router_netlink: &OwnedFd, slot: Slot) -> bool {
 
 /// The router's part: where an instance's address is.
 fn arrive(batch: &mut Batch, link: u32, own: IpAddr) {
-    let to_it = Route {
-        length: if own.is_ipv4() { 32 } else { 128 },
-        ..Route::everywhere(own, link)
-    };
-    route(batch, to_it);
+    route(batch, Route::to_one(own, link));
     neighbour(batch, link, own, INSTANCE_MAC);
 }
 
-/// The instance's part: its address, and everywhere else by the router.
-fn leave(batch: &mut Batch, own: IpAddr, to: IpAddr, by: IpAddr) {
-    address(batch, ETH0, own);
+/// The instance's part: its address, and elsewhere by the router.
+fn leave(batch: &mut Batch, own: IpAddr, away: Route, by: IpAddr) {
+    change_address(batch, ("give a link its address", NEW_ADDRESS, REPLACE), ETH0, own);
     neighbour(batch, ETH0, by, ROUTER_MAC);
-    let away = Route {
-        by: Some(by),
-        from: Some(own),
-        ..Route::everywhere(to, ETH0)
-    };
-    route(batch, away);
+    route(
+        batch,
+        Route {
+            by: Some(by),
+            from: Some(own),
+            ..away
+        },
+    );
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@
 //! | --- | --- |
 //! | with a sender's address that is not reached through the same link | dropped |
 //! | a question to the resolver | to the resolver |
-//! | the beginning of a TCP connection | dropped; the relay has seen it and answers for its peer (`tcp`) |
+//! | TCP to the metadata server or the ingress (`own`) | to the relay, which hands it to the server |
+//! | the beginning of a TCP connection | dropped; the relay has seen it and answers for its peer (`tcp`). Refused where nothing leads to the internet |
 //! | to an address that is not public | refused: "administratively prohibited" |
 //! | other TCP, UDP | to the relay |
 //! | "destination unreachable" for what the relay sent | accepted |
@@ -25,12 +26,22 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
+    own::Place,
     reach::{self, Prefix},
     router::RESOLVER,
 };
 
 /// What packets carry that go to a socket of the relay.
 const MARK: u32 = 1;
+
+/// What the rules let instances reach.
+#[derive(Debug, Clone)]
+pub(crate) struct Reached {
+    /// Homerun itself.
+    pub(crate) own: Vec<Place>,
+    pub(crate) internet: bool,
+}
+
 /// Where the relay listens; any other port of any address leads to it.
 pub(crate) const RELAY_PORT: u16 = 1;
 /// Before anything else that could decide, but after fragments were joined.
@@ -42,7 +53,7 @@ pub(crate) fn table_name(id8: &str) -> String {
 }
 
 /// The whole of it, instead of whatever has the table's name.
-pub(crate) fn document(id8: &str) -> Value {
+pub(crate) fn document(id8: &str, reached: &Reached) -> Value {
     let table = table_name(id8);
     let of_table = json!({"family": "inet", "name": table});
     let mut orders = vec![
@@ -57,7 +68,7 @@ pub(crate) fn document(id8: &str) -> Value {
     };
     set("forbidden4", "ipv4_addr", reach::forbidden_v4().map(prefix).collect());
     set("forbidden6", "ipv6_addr", reach::forbidden_v6().map(prefix).collect());
-    for (name, hook, priority, rules) in chains() {
+    for (name, hook, priority, rules) in chains(reached) {
         orders.push(json!({"add": {"chain": {
             "family": "inet", "table": table, "name": name,
             "type": "filter", "hook": hook, "prio": priority, "policy": "drop",
@@ -71,7 +82,7 @@ pub(crate) fn document(id8: &str) -> Value {
     json!({"nftables": orders})
 }
 
-fn chains() -> [(&'static str, &'static str, i32, Vec<Value>); 4] {
+fn chains(reached: &Reached) -> [(&'static str, &'static str, i32, Vec<Value>); 4] {
     let equal = |left: Value, right: Value| json!({"match": {"op": "==", "left": left, "right": right}});
     let meta = |key: &str| json!({"meta": {"key": key}});
     let field = |of: &str, name: &str| json!({"payload": {"protocol": of, "field": name}});
@@ -92,8 +103,17 @@ fn chains() -> [(&'static str, &'static str, i32, Vec<Value>); 4] {
             accept()
         ])
     };
+    let to_own = || {
+        reached.own.iter().map(|place| {
+            json!([
+                equal(field("ip", "daddr"), json!(place.at.ip())),
+                equal(field("tcp", "dport"), json!(place.at.port())),
+                accept()
+            ])
+        })
+    };
     let outside = json!({"set": [prefix(reach::GLOBAL_V6), prefix(reach::NAT64)]});
-    let inward = vec![
+    let mut inward = vec![
         // What the relay lets in itself.
         json!([equal(meta("iifname"), json!("lo")), accept()]),
         json!([
@@ -105,11 +125,18 @@ fn chains() -> [(&'static str, &'static str, i32, Vec<Value>); 4] {
         ]),
         to_resolver("udp"),
         to_resolver("tcp"),
+    ];
+    inward.extend(to_own());
+    inward.push(if reached.internet {
         // An answer by the kernel would come while the sender is still sending, and be taken for a passing one.
         json!([
             equal(json!({"&": [field("tcp", "flags"), ["syn", "ack"]]}), json!("syn")),
             drop()
-        ]),
+        ])
+    } else {
+        json!([equal(meta("l4proto"), json!("tcp")), {"reject": {"type": "tcp reset"}}])
+    });
+    inward.extend([
         json!([equal(field("ip", "daddr"), json!("@forbidden4")), refuse()]),
         json!([equal(field("ip6", "daddr"), json!("@forbidden6")), refuse()]),
         json!([
@@ -119,7 +146,7 @@ fn chains() -> [(&'static str, &'static str, i32, Vec<Value>); 4] {
         json!([relayed(), accept()]),
         unreachable("icmp"),
         unreachable("icmpv6"),
-    ];
+    ]);
     let hand_over = |protocol: &str, family: &str| {
         json!([
             equal(meta("nfproto"), json!(protocol)),
@@ -129,21 +156,21 @@ fn chains() -> [(&'static str, &'static str, i32, Vec<Value>); 4] {
             accept()
         ])
     };
-    let relay = vec![
-        to_resolver("udp"),
-        to_resolver("tcp"),
+    let mut relay = vec![to_resolver("udp"), to_resolver("tcp")];
+    relay.extend(to_own());
+    relay.extend([
         unreachable("icmp"),
         unreachable("icmpv6"),
         hand_over("ipv4", "ip"),
         hand_over("ipv6", "ip6"),
-    ];
-    let input = vec![
+    ]);
+    let mut input = vec![
         json!([equal(meta("mark"), json!(MARK)), accept()]),
         to_resolver("udp"),
         to_resolver("tcp"),
-        unreachable("icmp"),
-        unreachable("icmpv6"),
     ];
+    input.extend(to_own());
+    input.extend([unreachable("icmp"), unreachable("icmpv6")]);
     [
         ("inward", "prerouting", INWARD, inward),
         ("relay", "prerouting", RELAY, relay),
@@ -158,7 +185,7 @@ fn prefix<A: Display>(prefix: Prefix<A>) -> Value {
 
 /// Writes the table into the network namespace of the calling thread. `check`: only tries whether the kernel would take
 /// it.
-pub(crate) fn write(nft: &Path, id8: &str, check: bool) -> io::Result<()> {
+pub(crate) fn write(nft: &Path, id8: &str, reached: &Reached, check: bool) -> io::Result<()> {
     let mut command = Command::new(nft);
     if check {
         command.arg("--check");
@@ -170,7 +197,7 @@ pub(crate) fn write(nft: &Path, id8: &str, check: bool) -> io::Result<()> {
         .stderr(Stdio::piped())
         .spawn()?;
     let mut input = child.stdin.take().expect("piped");
-    input.write_all(document(id8).to_string().as_bytes())?;
+    input.write_all(document(id8, reached).to_string().as_bytes())?;
     drop(input);
     succeeded(child.wait_with_output()?).map(|_| ())
 }
@@ -213,7 +240,22 @@ mod tests {
 
     #[test]
     fn the_document() {
-        insta::assert_json_snapshot!(document("0123abcd"));
+        let doors = crate::Doors {
+            domain: "a.run.localhost".to_owned(),
+            http: 8081,
+            https: 8443,
+            public: 8443,
+        };
+        let reached = Reached {
+            own: super::super::own::places(&doors),
+            internet: true,
+        };
+        insta::assert_json_snapshot!(document("0123abcd", &reached));
+        let sealed = Reached {
+            internet: false,
+            ..reached
+        };
+        insta::assert_json_snapshot!("sealed", document("0123abcd", &sealed));
     }
 
     #[test]

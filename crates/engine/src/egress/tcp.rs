@@ -61,6 +61,8 @@ enum Waiting {
 pub(crate) struct Tcp {
     guests: Arc<Guests>,
     outside: Arc<Outside>,
+    /// Where Homerun itself is: these connections are made with the relay, and nobody is called for them.
+    own: Vec<SocketAddr>,
     waiting: Mutex<HashMap<Ends, Waiting>>,
 }
 
@@ -91,10 +93,11 @@ impl Door {
 }
 
 impl Tcp {
-    pub(crate) fn new(guests: Arc<Guests>, outside: Arc<Outside>) -> Self {
+    pub(crate) fn new(guests: Arc<Guests>, outside: Arc<Outside>, own: Vec<SocketAddr>) -> Self {
         Self {
             guests,
             outside,
+            own,
             waiting: Mutex::default(),
         }
     }
@@ -128,7 +131,7 @@ impl Tcp {
                 continue;
             };
             // Nobody speaks in another's name, rules or not.
-            if Slot::of(first.from.ip()) != Slot::of_link(link) {
+            if Slot::of(first.from.ip()) != Slot::of_link(link) || self.own.contains(&first.to) {
                 continue;
             }
             if let Some(guest) = self.guests.of(first.from.ip()) {

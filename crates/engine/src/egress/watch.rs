@@ -11,7 +11,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::{ruleset, say};
+use super::{
+    ruleset::{self, Reached},
+    say,
+};
 use crate::{netlink::listening_socket, watched::watched};
 
 /// Changes come in several messages, and several changes at once.
@@ -22,22 +25,24 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Rules {
     nft: PathBuf,
     id8: String,
+    reached: Reached,
     changes: AsyncFd<OwnedFd>,
     right: Value,
 }
 
 impl Rules {
     /// Writes the table into the network namespace of the calling thread.
-    pub(crate) fn write(nft: PathBuf, id8: String) -> io::Result<Self> {
+    pub(crate) fn write(nft: PathBuf, id8: String, reached: Reached) -> io::Result<Self> {
         /// `1 << (NFNLGRP_NFTABLES - 1)`
         const RULES: u32 = 1 << 6;
         let protocol: Protocol = netlink::NETFILTER;
         let changes = watched(listening_socket(Some(protocol), RULES)?)?;
-        ruleset::write(&nft, &id8, false)?;
+        ruleset::write(&nft, &id8, &reached, false)?;
         let right = ruleset::read(&nft, &id8)?;
         Ok(Self {
             nft,
             id8,
+            reached,
             changes,
             right,
         })
@@ -73,11 +78,12 @@ impl Rules {
 
     async fn restore(&self) -> io::Result<()> {
         let (nft, id8, right) = (self.nft.clone(), self.id8.clone(), self.right.clone());
+        let reached = self.reached.clone();
         let restored = tokio::task::spawn_blocking(move || -> io::Result<bool> {
             if ruleset::read(&nft, &id8).is_ok_and(|seen| seen == right) {
                 return Ok(false);
             }
-            ruleset::write(&nft, &id8, false)?;
+            ruleset::write(&nft, &id8, &reached, false)?;
             Ok(true)
         });
         if restored.await.map_err(io::Error::other)?? {

@@ -46,8 +46,19 @@ impl Launcher {
             return;
         };
         self.duty.adoption = duty.adoption;
-        if version != wire::VERSION || duty != self.duty {
+        // Its own ports may be others than the last one's.
+        let alike = super::Duty {
+            doors: self.duty.doors.clone(),
+            ..duty.clone()
+        };
+        if version != wire::VERSION || alike != self.duty || duty.doors.is_some() != self.duty.doors.is_some() {
             return;
+        }
+        if duty.doors != self.duty.doors {
+            self.duty.doors.clone_from(&duty.doors);
+            if let Some(egress) = &mut self.egress {
+                egress.move_to(duty.doors);
+            }
         }
         self.socket = Some(socket);
         self.kept_until = None;

@@ -87,6 +87,7 @@ pub(super) fn furnish(
         open_files: engine.open_files,
         volumes: &engine.run.volumes(id),
         secrets,
+        trust: engine.trust.as_ref().map_or(&[], |trust| &trust.variables),
         joins,
     };
     let container = spec.containers().nth(index).expect("one of the spec's");
@@ -126,12 +127,27 @@ pub(super) fn furnish(
         },
         Maker::Own | Maker::Crun => None,
     };
+    let trusted = engine.trust.as_ref().map(|trust| trust.layer.clone());
     Ok(Prepared {
-        layers: unpacked.layers,
+        layers: trusted.into_iter().chain(unpacked.layers).collect(),
         owner: (first_id + user.uid, first_id + user.gid),
         plan,
         gvisor,
     })
+}
+
+/// The ports that containers are known to listen on.
+pub(super) fn ports(spec: &InstanceSpec) -> Vec<u16> {
+    let probes = spec.containers().flat_map(|container| {
+        let all = [
+            &container.startup_probe,
+            &container.liveness_probe,
+            &container.readiness_probe,
+        ];
+        all.into_iter().flatten().map(|probe| probe.check.port().get())
+    });
+    let ports: std::collections::BTreeSet<u16> = probes.chain([spec.port.get()]).collect();
+    ports.into_iter().collect()
 }
 
 /// Of our own sandboxes, in JSON, bytes.

@@ -129,7 +129,7 @@ struct Ready {
     network: OwnedFd,
 }
 
-fn furnish(plan: &Plan, way_out: Option<egress::Slot>, mut spent: Spent) -> Result<Ready, String> {
+fn furnish(plan: &Plan, way_out: Option<egress::Way>, mut spent: Spent) -> Result<Ready, String> {
     let begin = Instant::now();
     let network = network::open_namespace("/proc/thread-self/ns/net").map_err(describe("open the network"))?;
     if plan.made.contains(&Kind::Network) {

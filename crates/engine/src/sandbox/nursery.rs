@@ -57,7 +57,7 @@ pub(crate) struct Request<'a> {
     /// What becomes standard input, output and error.
     pub(crate) files: Vec<OwnedFd>,
     /// The place that is kept for it in the router.
-    pub(crate) way_out: Option<egress::Slot>,
+    pub(crate) way_out: Option<egress::Way>,
 }
 
 /// A sandbox that is made.

@@ -182,6 +182,7 @@ async fn an_id_has_one_owner() {
         runtime: "crun".into(),
         adoption: Duration::ZERO,
         egress: homerun_engine::Egress::Off,
+        inside: None,
         maker: homerun_engine::Maker::Own,
         gvisor_path: std::ffi::OsString::new(),
         first_id: homerun_engine::FIRST_ID,

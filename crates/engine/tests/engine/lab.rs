@@ -221,6 +221,7 @@ async fn open_with(
         runtime: "crun".into(),
         adoption: Duration::ZERO,
         egress,
+        inside: None,
         maker,
         gvisor_path: gvisor_path.to_owned(),
         first_id: FIRST_ID,

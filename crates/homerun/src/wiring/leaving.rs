@@ -55,6 +55,7 @@ impl Homerun {
             tracing::error!(%error, "closing the store broke off");
         }
         self.engine.leave().await;
+        self.inside.end().await;
         Leaving {
             listening: self.listening,
             door: self.door,
