@@ -105,7 +105,6 @@ fn spawn(root: &Path, flags: &[String], variables: &[(String, String)]) -> Resul
         ("--http", "127.0.0.1:0"),
         ("--https", "127.0.0.1:0"),
         ("--idle-retention", "3s"),
-        ("--url-scheme", "http"),
     ];
     let defaults = defaults
         .iter()

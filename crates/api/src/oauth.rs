@@ -205,27 +205,26 @@ pub(crate) fn authenticate_at(
     scopes: &[&str],
     token: &str,
 ) -> Result<Caller, Error> {
-    let unknown = |why: String| {
-        Error::new(
-            Code::Unauthenticated,
-            format!("the access token is not accepted: {why}"),
-        )
+    let refused = |of_scope: bool, why: String| {
+        if of_scope {
+            Error::new(Code::PermissionDenied, why)
+        } else {
+            Error::new(
+                Code::Unauthenticated,
+                format!("the access token is not accepted: {why}"),
+            )
+        }
     };
     let is_jwt = token.bytes().filter(|byte| *byte == b'.').count() == 2;
     if !is_jwt {
-        return authenticate_with(surface, scopes, token).map_err(|error| match error {
-            TokenError::Scope { .. } => Error::new(Code::PermissionDenied, error.to_string()),
-            error => unknown(error.to_string()),
-        });
+        return authenticate_with(surface, scopes, token)
+            .map_err(|error| refused(matches!(error, TokenError::Scope { .. }), error.to_string()));
     }
     let find = |email: &str| surface.store.snapshot().account(email).cloned();
-    let checked = surface
+    surface
         .keys
-        .check_self_signed(token, accepts, scopes, find, surface.seconds());
-    checked.map_err(|error| match error {
-        SelfSignedError::Scope(_) => Error::new(Code::PermissionDenied, error.to_string()),
-        error => unknown(error.to_string()),
-    })
+        .check_self_signed(token, accepts, scopes, find, surface.seconds())
+        .map_err(|error| refused(matches!(error, SelfSignedError::Scope(_)), error.to_string()))
 }
 
 /// Who sent the access token.

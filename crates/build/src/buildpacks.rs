@@ -28,7 +28,7 @@ use self::{
 use crate::{
     archive,
     disk::Growth,
-    index::{self, Reader},
+    index::Reader,
     log::Log,
     relay::{self, told},
     root,
@@ -178,7 +178,7 @@ impl Work {
             relay::answer_all(listener, move |request: http::Request<hyper::body::Incoming>| {
                 let (registry, indexes) = (Arc::clone(&shown), indexes.clone());
                 async move {
-                    if index::is_asked_for(request.uri().path()) {
+                    if indexes.is_asked(&request) {
                         indexes.answer(&request).await
                     } else {
                         registry.answer(request).await

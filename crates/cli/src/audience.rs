@@ -13,27 +13,39 @@ const AUDIENCES: &str = "run.googleapis.com/custom-audiences";
 #[group(multiple = false)]
 pub(crate) struct Audiences {
     /// Audiences of identity tokens to take besides the service's URLs
-    #[arg(long, value_name = "AUDIENCE,...")]
-    add_custom_audiences: Vec<List>,
+    #[arg(
+        id = "add_custom_audiences",
+        long = "add-custom-audiences",
+        value_name = "AUDIENCE,..."
+    )]
+    add: Vec<List>,
     /// Audiences to take no more
-    #[arg(long, value_name = "AUDIENCE,...")]
-    remove_custom_audiences: Vec<List>,
+    #[arg(
+        id = "remove_custom_audiences",
+        long = "remove-custom-audiences",
+        value_name = "AUDIENCE,..."
+    )]
+    remove: Vec<List>,
     /// Audiences, in place of all there were
-    #[arg(long, value_name = "AUDIENCE,...")]
-    set_custom_audiences: Vec<List>,
+    #[arg(
+        id = "set_custom_audiences",
+        long = "set-custom-audiences",
+        value_name = "AUDIENCE,..."
+    )]
+    set: Vec<List>,
     /// Take the service's URLs alone
-    #[arg(long)]
-    clear_custom_audiences: bool,
+    #[arg(id = "clear_custom_audiences", long = "clear-custom-audiences")]
+    clear: bool,
 }
 
 /// Carries the flags into the document; says whether there were any. As with gcloud a new revision comes of them, though it
 /// would take none.
 pub(crate) fn apply(service: &mut Value, flags: &Audiences) -> Result<bool, Error> {
     let Audiences {
-        add_custom_audiences: add,
-        remove_custom_audiences: remove,
-        set_custom_audiences: set,
-        clear_custom_audiences: clear,
+        add,
+        remove,
+        set,
+        clear,
     } = flags;
     if add.is_empty() && remove.is_empty() && set.is_empty() && !clear {
         return Ok(false);

@@ -11,6 +11,8 @@ mod cpu;
 mod cutoff;
 #[path = "engine/death.rs"]
 mod death;
+#[path = "engine/doors.rs"]
+mod doors;
 #[path = "engine/egress.rs"]
 mod egress;
 #[path = "engine/ends.rs"]

@@ -27,9 +27,7 @@ pub(crate) fn is_proxy(called: Option<&OsStr>) -> bool {
 }
 
 pub(crate) fn cloud_run_proxy(words: &[OsString]) -> ExitCode {
-    started(cli::Name::Homerun, words, |words, outside| {
-        cli::cloud_run_proxy(words, outside)
-    })
+    started(cli::Name::Homerun, words, cli::cloud_run_proxy)
 }
 
 pub(crate) fn main(name: cli::Name, words: &[OsString]) -> ExitCode {
@@ -41,7 +39,7 @@ pub(crate) fn main(name: cli::Name, words: &[OsString]) -> ExitCode {
     {
         return help();
     }
-    started(name, words, |words, outside| cli::run(words, outside))
+    started(name, words, cli::run)
 }
 
 /// Runs one of the client's entries in this process's world.

@@ -329,21 +329,6 @@ fn image_name(text: &str) -> Result<String, String> {
     }
 }
 
-impl Config {
-    /// Of the keys of secrets: the first line of the file that was named.
-    pub(crate) fn passphrase(&self) -> anyhow::Result<Option<model::SecretValue>> {
-        let Some(file) = &self.secrets_passphrase_file else {
-            return Ok(None);
-        };
-        let named = || format!("--secrets-passphrase-file {}", file.display());
-        let mut bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", named()))?;
-        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
-        bytes.truncate(end);
-        anyhow::ensure!(!bytes.is_empty(), "{} is empty", named());
-        Ok(Some(model::SecretValue::new(bytes)))
-    }
-}
-
 fn read(path: &Path) -> anyhow::Result<File> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     toml::from_str(&text).with_context(|| format!("{} is not a configuration", path.display()))
@@ -542,9 +527,12 @@ mod tests {
         assert_eq!(shown(of(&["--config", path]).expect("a configuration")), pypi);
         let error = of(&["--build-index", index, "--build-index", index]).expect_err("two of a kind");
         assert!(error.to_string().contains("pip has one index"), "{error}");
-        std::fs::write(&file, "build-index = [\"apt=https://deb.debian.org/debian\"]\n").expect("written");
+        std::fs::write(&file, "build-index = [\"maven=https://repo.example\"]\n").expect("written");
         let error = of(&["--config", path]).expect_err("another kind").to_string();
-        assert!(error.contains("build-index: an index of apt is not served"), "{error}");
+        assert!(
+            error.contains("build-index: an index of maven is not served"),
+            "{error}"
+        );
     }
 
     #[test]

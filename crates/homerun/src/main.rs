@@ -11,6 +11,7 @@ mod doctor;
 mod handover;
 mod inside;
 mod invoker;
+mod passphrase;
 mod proxying;
 mod status;
 mod up;

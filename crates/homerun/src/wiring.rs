@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     config::Config,
     handover::{Busy, Inheritance, Sockets},
-    inside, invoker,
+    inside, invoker, passphrase,
 };
 
 /// Lines of output that may wait for the journal.
@@ -85,7 +85,7 @@ impl Homerun {
             config.project.as_str(),
             crate::seconds(),
         )?);
-        let passphrase = config.passphrase()?;
+        let passphrase = passphrase::read(config.secrets_passphrase_file.as_deref())?;
         let vault = {
             let dir = data_dir.join("secrets");
             // A passphrase takes a while.

@@ -51,15 +51,15 @@ fn googles_gcloud_names_the_first_generation() {
     user.leaves();
 }
 
-/// A directory with every program of this machine but one.
-pub(crate) fn without(missing: &str, place: &Path) -> String {
+/// A directory with every program of this machine but runsc.
+fn without_runsc(place: &Path) -> String {
     let programs = place.join("programs");
     fs::create_dir(&programs).expect("made");
     let path = std::env::var_os("PATH").expect("a path");
     let sbin = [Path::new("/usr/sbin").to_owned(), Path::new("/sbin").to_owned()];
     for directory in std::env::split_paths(&path).chain(sbin) {
         for program in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if program.file_name() != missing {
+            if program.file_name() != "runsc" {
                 // The first of a name is the one that counts.
                 let _ = symlink(program.path(), programs.join(program.file_name()));
             }
@@ -72,7 +72,7 @@ pub(crate) fn without(missing: &str, place: &Path) -> String {
 fn without_runsc_the_first_generation_says_how_to_get_it() {
     let remedy = "apt-get install --yes runsc";
     let place = tempfile::tempdir().expect("a directory");
-    let path = without("runsc", place.path());
+    let path = without_runsc(place.path());
     let mut user = User::in_surroundings(&[], &[("PATH", &path)], Client::Homerun);
     let said = user.refused("gcloud run deploy first --image=$HELLO $REGION --execution-environment=gen1 --quiet");
     assert!(said.contains("gen1") && said.contains(remedy), "{said}");

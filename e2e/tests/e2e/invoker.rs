@@ -251,10 +251,8 @@ fn made_up_tokens_are_refused() {
     user.ok(&format!(
         "gcloud run services add-iam-policy-binding private $REGION --member=serviceAccount:{RUNNER} --role=roles/run.invoker"
     ));
-    let own = format!(
-        r#"$(jwt '{{"alg":"RS256","kid":"'$(of key.json private_key_id)'","typ":"JWT"}}' "$(sed s/owner@/runner@/g <<< "$SAID")" key.json.pem)"#
-    );
-    assert_eq!(code(&mut user, &own), "401");
+    let own = r#"$(jwt '{"alg":"RS256","kid":"'$(of key.json private_key_id)'","typ":"JWT"}' "$(sed s/owner@/runner@/g <<< "$SAID")" key.json.pem)"#;
+    assert_eq!(code(&mut user, own), "401");
     assert_eq!(code(&mut user, &format!("$(idtoken key.json {url})")), "200");
     user.leaves();
 }

@@ -12,8 +12,6 @@ use std::{
 use homerun_e2e::{Client, Session, User};
 use serde_json::Value;
 
-use crate::generations;
-
 const RUNNER: &str = "runner@my-project.iam.gserviceaccount.com";
 const SERVER: &str = "169.254.169.254:80";
 const FLAVOR: &str = "Metadata-Flavor: Google";
@@ -312,22 +310,6 @@ fn the_contract_with_a_way_out() {
 #[test]
 fn the_contract_without_a_way_out() {
     everywhere(&["--egress=off"]);
-}
-
-/// Where the machine has no `nft` there is no way to the internet, and all of this.
-#[test]
-fn the_contract_without_rules_of_the_kernel() {
-    let place = tempfile::tempdir().expect("a directory");
-    let path = generations::without("nft", place.path());
-    let mut user = User::in_surroundings(&[], &[("PATH", &path)], Client::Homerun);
-    let image = user.import_probe("caller");
-    user.ok("gcloud iam service-accounts create runner");
-    let url = user.deploy("one", &format!("--image={image} --service-account={RUNNER}"));
-    contract(&mut user, &url);
-    nothing_else(&mut user, &url);
-    let routes = user.get(&format!("{url}/read/proc/net/route"));
-    assert!(!routes.contains("eth0\t00000000"), "{routes}");
-    user.leaves();
 }
 
 /// An account that is off or gone gives no token; each instance has its own; and both survive their server.

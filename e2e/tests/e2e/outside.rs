@@ -60,7 +60,7 @@ def self_signed():
 globals()[sys.argv[1]]()
 "#;
 
-const NODE: &str = r#"
+const NODE: &str = r"
 const { GoogleAuth, OAuth2Client, gaxios: { Gaxios } } = require('google-auth-library');
 const CLOUD = 'https://www.googleapis.com/auth/cloud-platform';
 const RUN = 'https://run.googleapis.com/v1/projects/my-project/locations/us-central1/services';
@@ -83,18 +83,21 @@ const ways = {
   },
   async self_signed() {
     const key = JSON.parse(require('fs').readFileSync('key.json'));
-    const client = new GoogleAuth().fromJSON(key);
-    console.log('services', names(await client.request({ url: RUN })));
+    const call = async (client, url) => new Gaxios().request({ url, headers: await client.getRequestHeaders(url) });
+    const by_url = new GoogleAuth().fromJSON(key);
+    console.log('services', names(await call(by_url, RUN)));
     const by_scope = new GoogleAuth().fromJSON(key);
     Object.assign(by_scope, { scopes: [CLOUD], useJWTAccessWithScope: true });
-    console.log('services', names(await by_scope.request({ url: RUN })));
-    const { authorization } = Object.fromEntries(await by_scope.getRequestHeaders());
-    if (authorization.split('.').length !== 3) throw new Error('it asked the token endpoint');
-    console.log('another API', await status(by_scope.request({ url: PROJECT })));
+    console.log('services', names(await call(by_scope, RUN)));
+    console.log('another API', await status(call(by_scope, PROJECT)));
+    for (const client of [by_url, by_scope]) {
+      const token = (await client.getRequestHeaders(RUN)).get('authorization');
+      if (token.split('.').length !== 3) throw new Error('it asked the token endpoint');
+    }
   },
 };
 ways[process.argv[2]]().catch((error) => { console.error(error); process.exit(1); });
-"#;
+";
 
 /// A private service, an account with a key that may look at services and call it, and a shell as `homerun env --all`
 /// makes it.

@@ -148,7 +148,11 @@ fn the_token_is_added_and_nothing_else_is_touched() {
     ] {
         assert!(said.contains(part), "no {part} in {said}");
     }
-    assert!(!said.to_lowercase().contains("x-serverless"), "{said}");
+    // The proxy's own in place of the client's, and without its signature.
+    assert!(
+        said.contains(".SIGNATURE_REMOVED_BY_GOOGLE") && !said.contains("forged"),
+        "{said}"
+    );
     assert!(!said.to_lowercase().contains("x-mine"), "{said}");
 
     // The port is taken.

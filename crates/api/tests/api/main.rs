@@ -10,6 +10,7 @@ mod permits;
 mod read;
 mod refusals;
 mod registry;
+mod secret_readers;
 mod secrets;
 mod setting;
 mod speaking;

@@ -77,7 +77,7 @@ async fn sealed() {
     assert!(!links.contains("hr"), "{links}");
 }
 
-fn recipe() -> Recipe {
+pub(crate) fn recipe() -> Recipe {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/caller.rs");
     let text = fs::read(&source).expect("the source");
     let built = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("caller-{}", &Digest::of(&text).hex()[..16]));
@@ -150,7 +150,7 @@ async fn what_is_reached(lab: &Lab, id: &InstanceId) {
 
 /// How the first packet of each is answered.
 /// The last stands for errors that the standard library has no word for; seen once, on a loaded machine.
-const REFUSED: [&str; 4] = [
+pub(crate) const REFUSED: [&str; 4] = [
     "HostUnreachable",
     "PermissionDenied",
     "NetworkUnreachable",
@@ -280,7 +280,7 @@ async fn names(lab: &Lab, id: &InstanceId, resolvers: &Path) {
 }
 
 /// The process that relays.
-fn relay(lab: &Lab) -> Option<u32> {
+pub(crate) fn relay(lab: &Lab) -> Option<u32> {
     process(lab, homerun_engine::EGRESS)
 }
 

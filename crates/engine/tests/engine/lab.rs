@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use homerun_engine::{Egress, Engine, FIRST_ID, Maker, Settings};
+use homerun_engine::{Egress, Engine, FIRST_ID, Inside, Maker, Settings};
 use image::{Digest, Images, Reference};
 use model::{
     ContainerSpec, CpuAllocation, Exit, Instance, InstanceId, InstanceSpec, InstanceState, LogLine, Observed, Probe,
@@ -198,7 +198,7 @@ impl Recipe {
 pub(crate) async fn open(data: &Path, id8: &str, log: mpsc::Sender<LogLine>) -> (Engine, Images) {
     let (starts, _) = mpsc::channel(1);
     let path = std::env::var_os("PATH").unwrap_or_default();
-    open_with(data, id8, log, starts, Egress::Off, Maker::Own, &path).await
+    open_with(data, id8, log, starts, (Egress::Off, None), Maker::Own, &path).await
 }
 
 async fn open_with(
@@ -206,7 +206,7 @@ async fn open_with(
     id8: &str,
     log: mpsc::Sender<LogLine>,
     starts: mpsc::Sender<StartRecord>,
-    egress: Egress,
+    (egress, inside): (Egress, Option<Inside>),
     maker: Maker,
     gvisor_path: &OsStr,
 ) -> (Engine, Images) {
@@ -221,7 +221,7 @@ async fn open_with(
         runtime: "crun".into(),
         adoption: Duration::ZERO,
         egress,
-        inside: None,
+        inside,
         maker,
         gvisor_path: gvisor_path.to_owned(),
         first_id: FIRST_ID,
@@ -243,26 +243,31 @@ impl Lab {
         Self::made(recipe, egress, Maker::Own).await
     }
 
+    pub(crate) async fn with_inside(recipe: Recipe, egress: Egress, inside: Inside) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        Self::made_with(recipe, (egress, Some(inside)), Maker::Own, &path).await
+    }
+
     pub(crate) async fn made_by(maker: Maker, recipe: Recipe) -> Self {
         Self::made(recipe, Egress::Off, maker).await
     }
 
     /// One that looks for runsc in the directories of `path`.
     pub(crate) async fn with_gvisor(recipe: Recipe, path: &OsStr) -> Self {
-        Self::made_with(recipe, Egress::Off, Maker::Own, path).await
+        Self::made_with(recipe, (Egress::Off, None), Maker::Own, path).await
     }
 
     async fn made(recipe: Recipe, egress: Egress, maker: Maker) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        Self::made_with(recipe, egress, maker, &path).await
+        Self::made_with(recipe, (egress, None), maker, &path).await
     }
 
-    async fn made_with(recipe: Recipe, egress: Egress, maker: Maker, gvisor_path: &OsStr) -> Self {
+    async fn made_with(recipe: Recipe, reach: (Egress, Option<Inside>), maker: Maker, gvisor_path: &OsStr) -> Self {
         let data = tempfile::tempdir().expect("a directory");
         let (log, lines) = mpsc::channel(1000);
         let (started, starts) = mpsc::channel(4096);
         let id8 = fresh_id8();
-        let (engine, images) = open_with(data.path(), &id8, log, started, egress, maker, gvisor_path).await;
+        let (engine, images) = open_with(data.path(), &id8, log, started, reach, maker, gvisor_path).await;
         let image = recipe.store(&images).await;
         Self {
             observed: engine.observe(),

@@ -15,6 +15,7 @@ unsafe extern "C" {
     fn socket(family: i32, kind: i32, protocol: i32) -> i32;
     fn setsockopt(socket: i32, level: i32, name: i32, value: *const i32, length: u32) -> i32;
     fn bind(socket: i32, address: *const u8, length: u32) -> i32;
+    fn connect(socket: i32, address: *const u8, length: u32) -> i32;
 }
 
 /// How long a call may take before it counts as unanswered.
@@ -60,6 +61,7 @@ fn main() {
                     all.join(" ")
                 })),
                 "spoof" => shown(spoof(rest)),
+                "as" => shown(call_as(rest)),
                 _ => "what?".to_owned(),
             };
             let length = body.len();
@@ -192,6 +194,40 @@ fn ask(rest: &str) -> Result<String> {
     let code = answer[3] & 0xf;
     let last = &answer[length - 4..length];
     Ok(if code == 0 { format!("{}.{}.{}.{}", last[0], last[1], last[2], last[3]) } else { format!("code {code}") })
+}
+
+/// As `tcp`, by a socket that has taken an address of its choice: `FROM/TO`.
+fn call_as(rest: &str) -> Result<String> {
+    let (from, to) = rest.split_once('/').unwrap();
+    let own = SocketAddr::new(from.parse().unwrap(), 0);
+    let to: SocketAddr = to.parse().unwrap();
+    let bytes = |at: SocketAddr| {
+        let IpAddr::V4(address) = at.ip() else { panic!("an address of IPv4") };
+        let mut bytes = 2_u16.to_ne_bytes().to_vec();
+        bytes.extend(at.port().to_be_bytes());
+        bytes.extend(address.octets());
+        bytes.extend([0; 8]);
+        bytes
+    };
+    let mut stream = unsafe { TcpStream::from_raw_fd(socket(2, 1, 0)) };
+    let number = stream.as_raw_fd();
+    // A connection that is not made in time is given up.
+    stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let yes = 1;
+    // IP_FREEBIND
+    let done = unsafe {
+        setsockopt(number, 0, 15, &yes, 4) == 0
+            && bind(number, bytes(own).as_ptr(), 16) == 0
+            && connect(number, bytes(to).as_ptr(), 16) == 0
+    };
+    if !done {
+        return Err(std::io::Error::last_os_error());
+    }
+    stream.write_all(b"hello\n")?;
+    let mut answer = [0; 256];
+    let length = stream.read(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).trim().to_owned())
 }
 
 /// `from/to`: a datagram of IPv6 with somebody else's address as sender.

@@ -153,12 +153,9 @@ pub(crate) struct ServiceMeaning {
 
 /// Reads a list of audiences, noting what is wrong with it.
 fn audiences(metadata: &Object<'_>, field: &str, value: &str) -> Vec<String> {
-    let listed: Vec<String> = match serde_json::from_str(value) {
-        Ok(listed) => listed,
-        Err(_) => {
-            metadata.say(field, "is no JSON list of texts, such as [\"https://api.example.com\"]");
-            return Vec::new();
-        }
+    let Ok(listed) = serde_json::from_str::<Vec<String>>(value) else {
+        metadata.say(field, "is no JSON list of texts, such as [\"https://api.example.com\"]");
+        return Vec::new();
     };
     if value.chars().count() > MAX_CUSTOM_AUDIENCES {
         metadata.say(field, format!("is longer than {MAX_CUSTOM_AUDIENCES} characters"));
