@@ -74,6 +74,7 @@ macro_rules! cases {
 
 cases! {
     authentication: authentication_with_googles_gcloud by Google, authentication_with_ours by Homerun;
+    service_identity: service_identity_with_googles_gcloud by Google, service_identity_with_ours by Homerun;
     artifacts: artifacts_with_googles_gcloud by Google, artifacts_with_ours by Homerun;
     hello: hello_with_googles_gcloud by Google, hello_with_ours by Homerun;
     tags: tags_with_googles_gcloud by Google, tags_with_ours by Homerun;
