@@ -6,7 +6,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -43,7 +43,11 @@ impl Trust {
     fn of(directory: &Path, authority: &str, of_machine: Option<&str>) -> io::Result<Self> {
         let layer = directory.join("layer");
         let place = layer.join(DIRECTORY);
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(&place)?;
+        fs::create_dir_all(&place)?;
+        // Whoever programs run as, and whatever our own umask is.
+        for directory in place.ancestors().take_while(|path| path.starts_with(&layer)) {
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
+        }
         put(&place.join(AUTHORITY), authority)?;
         let inside = |file: &str| format!("/{DIRECTORY}/{file}");
         let mut variables = vec![("NODE_EXTRA_CA_CERTS", inside(AUTHORITY))];
@@ -62,13 +66,8 @@ fn put(path: &Path, text: &str) -> io::Result<()> {
         return Ok(());
     }
     let fresh = path.with_extension("new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(&fresh)?;
-    io::Write::write_all(&mut file, text.as_bytes())?;
+    fs::write(&fresh, text)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o644))?;
     fs::rename(&fresh, path)
 }
 
@@ -86,6 +85,13 @@ mod tests {
         assert_eq!(
             read(ALL),
             "-----BEGIN CERTIFICATE-----\nroot\n-----END CERTIFICATE-----\nours\n"
+        );
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+        let directory = trust.layer.join(DIRECTORY);
+        assert_eq!([mode(&trust.layer), mode(&directory)], [0o755; 2]);
+        assert_eq!(
+            [mode(&directory.join(AUTHORITY)), mode(&directory.join(ALL))],
+            [0o644; 2]
         );
         let named = |trust: &Trust| trust.variables.iter().map(|(name, _)| *name).collect::<Vec<_>>();
         assert_eq!(
