@@ -15,7 +15,7 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use crate::{
-    document::{self, short},
+    document::short,
     error::{Code, Error},
     iam::{permit::Asked, policy},
     query::Query,
@@ -80,19 +80,11 @@ async fn serve(
         }
         (&Method::GET, ["repositories"]) => repository::list(surface, &location, query),
         (&Method::POST, ["repositories"]) => repository::create(surface, location, query, body).await,
-        (&Method::GET, ["repositories", name]) if name.ends_with(":getIamPolicy") => {
-            policy::asked_by_query(query)?;
-            policy::get(surface, &asked.resource)
-        }
-        (&Method::POST, ["repositories", name]) if name.ends_with(":setIamPolicy") => {
-            query.finish()?;
-            policy::set(surface, asked.resource.clone(), document::read_json(body).await?).await
-        }
-        (&Method::POST, ["repositories", name]) if name.ends_with(":testIamPermissions") => {
-            query.finish()?;
-            policy::test(surface, caller, &asked.resource, document::read_json(body).await?)
-        }
         (method, ["repositories", name]) => {
+            let verb = name.rsplit_once(':').map(|(_, verb)| verb);
+            if let Some(verb) = policy::Verb::of(method, verb) {
+                return policy::answer(surface, caller, &asked.resource, verb, query, body).await;
+            }
             let key = key(location, name)?;
             match *method {
                 Method::GET => {

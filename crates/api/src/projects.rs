@@ -38,20 +38,21 @@ pub(crate) async fn answer(
         None => (*name, None),
     };
     check_project(project, &surface.site)?;
-    Query::parse(head.uri.query()).finish()?;
+    let query = Query::parse(head.uri.query());
     let answer = match (&head.method, verb) {
-        (&Method::GET, None) => describe(surface, version),
+        (&Method::GET, None) => {
+            query.finish()?;
+            describe(surface, version)
+        }
         (&Method::POST, Some("getIamPolicy")) => {
+            query.finish()?;
             policy::asked_by_document(document::read_json(body).await?)?;
             policy::get(surface, &Resource::Project)?
         }
-        (&Method::POST, Some("setIamPolicy")) => {
-            policy::set(surface, Resource::Project, document::read_json(body).await?).await?
+        (method, verb) => {
+            let verb = policy::Verb::of(method, verb).ok_or_else(unknown)?;
+            policy::answer(surface, caller, &Resource::Project, verb, query, body).await?
         }
-        (&Method::POST, Some("testIamPermissions")) => {
-            policy::test(surface, caller, &Resource::Project, document::read_json(body).await?)?
-        }
-        _ => return Err(unknown()),
     };
     Ok(reply::json(StatusCode::OK, &answer))
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 pub(crate) use key::rotate as rotate_key;
 
 use crate::{
-    document::{self as text, short},
+    document::short,
     error::{Code, Error},
     iam::{permit::Asked, policy},
     query::Query,
@@ -41,10 +41,8 @@ enum Call {
     EnableVersion(SecretRef),
     DisableVersion(SecretRef),
     DestroyVersion(SecretRef),
-    // Of the secret that the permission was asked for.
-    GetPolicy,
-    SetPolicy,
-    TestPermissions,
+    /// Of the secret that the permission was asked for.
+    Policy(policy::Verb),
 }
 
 pub(crate) async fn answer(
@@ -70,18 +68,7 @@ async fn serve(
     body: Body,
 ) -> Result<Value, Error> {
     match call {
-        Call::GetPolicy => {
-            policy::asked_by_query(query)?;
-            policy::get(surface, &asked.resource)
-        }
-        Call::SetPolicy => {
-            query.finish()?;
-            policy::set(surface, asked.resource.clone(), text::read_json(body).await?).await
-        }
-        Call::TestPermissions => {
-            query.finish()?;
-            policy::test(surface, caller, &asked.resource, text::read_json(body).await?)
-        }
+        Call::Policy(verb) => policy::answer(surface, caller, &asked.resource, verb, query, body).await,
         Call::ListSecrets => resource::list(surface, query),
         Call::CreateSecret => resource::create(surface, query, body).await,
         Call::GetSecret(name) => {
@@ -130,10 +117,10 @@ fn parse(surface: &Surface, host: &str, method: &Method, path: &str) -> Result<C
                 ("PATCH", None) => Ok(Call::UpdateSecret(name?)),
                 ("DELETE", None) => Ok(Call::DeleteSecret(name?)),
                 ("POST", Some("addVersion")) => Ok(Call::AddVersion(name?)),
-                ("GET", Some("getIamPolicy")) => name.map(|_| Call::GetPolicy),
-                ("POST", Some("setIamPolicy")) => name.map(|_| Call::SetPolicy),
-                ("POST", Some("testIamPermissions")) => name.map(|_| Call::TestPermissions),
-                _ => Err(unknown()),
+                _ => {
+                    let verb = policy::Verb::of(method, verb).ok_or_else(unknown)?;
+                    name.map(|_| Call::Policy(verb))
+                }
             }
         }
         [secret, "versions"] if *method == Method::GET => Ok(Call::ListVersions(secret_name(surface, secret)?)),

@@ -274,7 +274,7 @@ async fn serve(
     let path = request.uri().path();
     match of {
         Of::Run if path.starts_with("/v2/") => cloud_build::submit_run(surface, host, caller, request).await,
-        Of::Run => run::answer(surface, host, region, caller, asked, request).await,
+        Of::Run => run::answer(surface, host, region, caller, request).await,
         Of::ServiceUsage => service_usage::answer(surface, host, request).await,
         Of::ArtifactRegistry => artifact_registry::answer(surface, host, caller, asked, request).await,
         Of::CloudBuild => cloud_build::answer(surface, host, caller, request).await,

@@ -111,15 +111,10 @@ async fn serve(
                     policy::asked_by_document(document::read_json(body).await?)?;
                     policy::get(surface, &asked.resource)
                 }
-                (&Method::POST, Some("setIamPolicy")) => {
-                    query.finish()?;
-                    policy::set(surface, asked.resource.clone(), document::read_json(body).await?).await
+                _ => {
+                    let verb = policy::Verb::of(method, verb).ok_or_else(unknown)?;
+                    policy::answer(surface, caller, &asked.resource, verb, query, body).await
                 }
-                (&Method::POST, Some("testIamPermissions")) => {
-                    query.finish()?;
-                    policy::test(surface, caller, &asked.resource, document::read_json(body).await?)
-                }
-                _ => Err(unknown()),
             }
         }
         (method, [name, "keys", rest @ ..]) => keys::answer(surface, method, name, rest, query, body)

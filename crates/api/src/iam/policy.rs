@@ -1,5 +1,6 @@
 //! Policies of every kind of resource: read, set with an etag, and asked which permissions they give.
 
+use http::Method;
 use identity::{Caller, Conditions};
 use model::{
     Binding, BindingCondition, Given, Member, OWNER_ROLE, Permission, Policy, Resource, ServiceAccount, Site, Violation,
@@ -8,9 +9,10 @@ use serde_json::{Value, json};
 use store::Snapshot;
 
 use crate::{
-    document::{Findings, Object, short},
+    document::{self, Findings, Object, short},
     error::{Code, Error},
     query::Query,
+    reply::Body,
     run::v1::opaque,
     surface::Surface,
 };
@@ -22,6 +24,52 @@ const MAX_TITLE: usize = 100;
 const MAX_DESCRIPTION: usize = 256;
 /// The form that has conditions.
 const CONDITIONAL: i64 = 3;
+
+/// What is asked of a policy, of every kind of resource alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Get,
+    Set,
+    Test,
+}
+
+impl Verb {
+    /// By the method and what stands behind the resource's colon. A policy is got by GET; the two APIs in which it is got by
+    /// POST look for that themselves.
+    pub(crate) fn of(method: &Method, verb: Option<&str>) -> Option<Self> {
+        match (method.as_str(), verb?) {
+            ("GET", "getIamPolicy") => Some(Self::Get),
+            ("POST", "setIamPolicy") => Some(Self::Set),
+            ("POST", "testIamPermissions") => Some(Self::Test),
+            _ => None,
+        }
+    }
+}
+
+/// Answers what is asked of the resource's policy. The permission was asked for before.
+pub(crate) async fn answer(
+    surface: &Surface,
+    caller: &Caller,
+    resource: &Resource,
+    verb: Verb,
+    query: Query,
+    body: Body,
+) -> Result<Value, Error> {
+    match verb {
+        Verb::Get => {
+            asked_by_query(query)?;
+            get(surface, resource)
+        }
+        Verb::Set => {
+            query.finish()?;
+            set(surface, resource.clone(), document::read_json(body).await?).await
+        }
+        Verb::Test => {
+            query.finish()?;
+            test(surface, caller, resource, document::read_json(body).await?)
+        }
+    }
+}
 
 fn encode(policy: &Policy) -> Value {
     let bindings: Vec<Value> = policy
@@ -268,7 +316,7 @@ fn rules(wanted: &Wanted, before: &Policy, resource: &Resource, state: &Snapshot
     found
 }
 
-pub(crate) async fn set(surface: &Surface, resource: Resource, document: Value) -> Result<Value, Error> {
+async fn set(surface: &Surface, resource: Resource, document: Value) -> Result<Value, Error> {
     let wanted = decode(document)?;
     let site = surface.site.clone();
     let stored = surface
@@ -304,7 +352,7 @@ pub(crate) async fn set(surface: &Surface, resource: Resource, document: Value) 
 
 /// Answers which of the permissions the caller holds. As at Google the resource need not be there yet: then the answer
 /// is the project's.
-pub(crate) fn test(surface: &Surface, caller: &Caller, resource: &Resource, document: Value) -> Result<Value, Error> {
+fn test(surface: &Surface, caller: &Caller, resource: &Resource, document: Value) -> Result<Value, Error> {
     let findings = Findings::default();
     let mut root = Object::root(document, &findings);
     let asked = root.texts("permissions");

@@ -7,6 +7,7 @@ use percent_encoding::percent_decode_str;
 use crate::{
     document::short,
     error::{Code, Error},
+    iam::policy,
 };
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,9 +24,7 @@ pub(crate) enum Call {
     ListConfigurations(Where),
     GetRoute(ServiceKey),
     ListRoutes(Where),
-    GetIamPolicy(ServiceKey),
-    SetIamPolicy(ServiceKey),
-    TestIamPermissions(ServiceKey),
+    Policy(ServiceKey, policy::Verb),
     ListLocations,
 }
 
@@ -123,9 +122,6 @@ pub(crate) fn parse(host: &str, method: &Method, path: &str, region: &Region, si
         ("services", None, "GET") => Ok(Call::GetService(service(place)?)),
         ("services", None, "PUT") => Ok(Call::ReplaceService(service(place)?)),
         ("services", None, "DELETE") => Ok(Call::DeleteService(service(place)?)),
-        ("services", Some("getIamPolicy"), "GET") => Ok(Call::GetIamPolicy(service(place)?)),
-        ("services", Some("setIamPolicy"), "POST") => Ok(Call::SetIamPolicy(service(place)?)),
-        ("services", Some("testIamPermissions"), "POST") => Ok(Call::TestIamPermissions(service(place)?)),
         ("revisions", None, "GET") => Ok(Call::GetRevision {
             region: one(place)?,
             name: revision()?,
@@ -136,6 +132,10 @@ pub(crate) fn parse(host: &str, method: &Method, path: &str, region: &Region, si
         }),
         ("configurations", None, "GET") => Ok(Call::GetConfiguration(service(place)?)),
         ("routes", None, "GET") => Ok(Call::GetRoute(service(place)?)),
+        ("services", verb, _) => {
+            let verb = policy::Verb::of(method, verb).ok_or_else(unknown)?;
+            Ok(Call::Policy(service(place)?, verb))
+        }
         _ => Err(unknown()),
     }
 }

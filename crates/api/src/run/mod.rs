@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     document,
     error::Error,
-    iam::{permit::Asked, policy},
+    iam::policy,
     query::Query,
     reply::{self, Body},
     run::{call::Call, v1::list::Wanted},
@@ -26,7 +26,6 @@ pub(crate) async fn answer(
     host: &str,
     region: &Region,
     caller: &Caller,
-    asked: &Asked,
     request: http::Request<Body>,
 ) -> Result<Response<Body>, Error> {
     let (head, body) = request.into_parts();
@@ -65,18 +64,7 @@ pub(crate) async fn answer(
         Call::ListRoutes(place) => {
             services::list(surface, &place, &Wanted::read(query)?, "RouteList", v1::route::encode)
         }
-        Call::GetIamPolicy(key) => {
-            policy::asked_by_query(query)?;
-            policy::get(surface, &Resource::Service(key))
-        }
-        Call::SetIamPolicy(key) => {
-            query.finish()?;
-            policy::set(surface, Resource::Service(key), document::read_json(body).await?).await
-        }
-        Call::TestIamPermissions(_) => {
-            query.finish()?;
-            policy::test(surface, caller, &asked.resource, document::read_json(body).await?)
-        }
+        Call::Policy(key, verb) => policy::answer(surface, caller, &Resource::Service(key), verb, query, body).await,
         Call::ListLocations => locations(surface, query),
     }?;
     Ok(reply::json(StatusCode::OK, &answer))
