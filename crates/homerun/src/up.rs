@@ -22,6 +22,10 @@ use crate::{
 /// How long requests under way may take to end after SIGTERM; instances then have their own 10 s.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
+/// What comes this soon after the first signal says the same once more: `timeout` signals its child and then the whole
+/// process group, and so do a terminal and `npm run` together.
+const ONE_WISH: Duration = Duration::from_millis(500);
+
 pub(crate) fn grammar() -> Command {
     // `about` after the flags, whose own documentation would take its place.
     Flags::augment_args(Command::new("up").bin_name("homerun up"))
@@ -148,11 +152,22 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
         handover::notify("STOPPING=1");
         tracing::info!("draining");
+        let asked = tokio::time::Instant::now();
+        let again = async {
+            loop {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                if asked.elapsed() >= ONE_WISH {
+                    break;
+                }
+            }
+        };
         tokio::select! {
             () = homerun.stop(DRAIN) => {}
-            // A second signal: the engine's launcher ends the instances when we are gone.
-            _ = term.recv() => bail!("stopped at the second signal, before the drain was done"),
-            _ = interrupt.recv() => bail!("stopped at the second signal, before the drain was done"),
+            // The engine's launcher ends the instances when we are gone.
+            () = again => bail!("stopped at the second signal, before the drain was done"),
         }
         tracing::info!("stopped");
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, thread, time::Duration};
 
-use homerun_e2e::{Client, User};
+use homerun_e2e::{Client, Homerun, User};
 
 /// Every file below a directory that holds the text.
 fn holding(dir: &Path, text: &str) -> Vec<String> {
@@ -256,32 +256,32 @@ fn values_are_nowhere_to_be_read() {
 #[test]
 fn without_its_passphrase_nothing_starts() {
     let passphrase = tempfile::NamedTempFile::new().expect("a file");
-    let data = tempfile::tempdir().expect("a directory");
-    let up = |flags: &[String]| {
+    let dir = tempfile::tempdir().expect("a directory");
+    let flag = format!("--secrets-passphrase-file={}", passphrase.path().display());
+    let refused = |data: &Path, flags: &[&str]| {
         let output = std::process::Command::new("timeout")
             .args(["--signal=TERM", "20"])
             .arg(homerun_e2e::binary().expect("built"))
             .args(["up", "--api=127.0.0.1:0", "--http=127.0.0.1:0", "--https=127.0.0.1:0"])
-            .arg(format!("--data-dir={}", data.path().join("data").display()))
+            .arg(format!("--data-dir={}", data.display()))
             .args(flags)
             .output()
             .expect("timeout is a command");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        (output.status.code(), said)
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        said
     };
-    let flag = format!("--secrets-passphrase-file={}", passphrase.path().display());
-    let (status, said) = up(std::slice::from_ref(&flag));
-    assert!(status == Some(1) && said.contains("is empty"), "{said}");
+    let said = refused(&dir.path().join("data"), &[&flag]);
+    assert!(said.contains("is empty"), "{said}");
     fs::write(passphrase.path(), "correct horse\n").expect("written");
-    let (_, said) = up(std::slice::from_ref(&flag));
-    assert!(!said.contains("ERROR"), "{said}");
-    let (status, said) = up(&[]);
-    assert!(
-        status == Some(1) && said.contains("under a passphrase, and none was given"),
-        "{said}"
-    );
+    let mut homerun = Homerun::up_with(&[&flag]).expect("starts");
+    homerun.order_to_stop().expect("signalled");
+    homerun.first_ends(Duration::from_secs(20)).expect("ends well");
+    let data = homerun.root().join("data");
+    let said = refused(&data, &[]);
+    assert!(said.contains("under a passphrase, and none was given"), "{said}");
     fs::write(passphrase.path(), "another\n").expect("written");
-    let (status, said) = up(std::slice::from_ref(&flag));
-    assert!(status == Some(1) && said.contains("under another passphrase"), "{said}");
+    let said = refused(&data, &[&flag]);
+    assert!(said.contains("under another passphrase"), "{said}");
     assert!(!said.contains("another\n") && !said.contains("correct horse"), "{said}");
 }

@@ -126,6 +126,37 @@ fn a_port_has_one_owner() {
     user.leaves();
 }
 
+/// `timeout` and a terminal with a runner of scripts send what is one wish twice.
+#[test]
+fn a_wish_to_stop_that_comes_twice_is_one_and_a_later_one_is_another() {
+    for later in [false, true] {
+        let mut user = User::of_homerun();
+        let image = user.import_probe("hold");
+        let url = user.deploy("hold", &format!("--image={image}"));
+        user.get(&url);
+        let hold = if later { 8000 } else { 2000 };
+        user.ok(&format!(
+            "curl --fail '{url}/hold?ms={hold}' > held & HELD=$!; sleep 0.5"
+        ));
+        let between = Duration::from_millis(if later { 800 } else { 20 });
+        for _ in 0..2 {
+            user.homerun.order_to_stop().expect("signalled");
+            thread::sleep(between);
+        }
+        if later {
+            let ended = user.homerun.first_ends(Duration::from_secs(4));
+            let told = format!("{:#}", ended.expect_err("not well"));
+            assert!(told.contains("stopped at the second signal"), "{told}");
+            user.homerun
+                .leaves_within(Duration::from_secs(10))
+                .expect("nothing is left");
+        } else {
+            user.ok("wait $HELD && test -s held");
+            user.homerun.ended().expect("ended well");
+        }
+    }
+}
+
 /// Processes and mounts that name the directory.
 fn left_in(dir: &Path) -> Vec<String> {
     let name = dir.to_str().expect("text");
