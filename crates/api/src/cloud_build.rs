@@ -7,6 +7,7 @@
 mod decode;
 mod log;
 mod pack;
+mod secrets;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -351,9 +352,23 @@ fn encode(surface: &Surface, build: &Build) -> Value {
                     shown[field] = text.as_str().into();
                 }
             }
+            for (field, list) in [("env", &step.env), ("secretEnv", &step.secret_env)] {
+                if !list.is_empty() {
+                    shown[field] = json!(list);
+                }
+            }
             shown
         });
         shown["steps"] = steps.collect::<Vec<_>>().into();
+    }
+    if !build.secrets.is_empty() {
+        let secrets = build.secrets.iter().map(|secret| {
+            let project = &surface.site.project;
+            let of = &secret.of;
+            let name = format!("projects/{project}/secrets/{}/versions/{}", of.secret, of.version);
+            json!({ "versionName": name, "env": secret.env })
+        });
+        shown["availableSecrets"] = json!({ "secretManager": secrets.collect::<Vec<_>>() });
     }
     if !build.tags.is_empty() {
         shown["tags"] = json!(build.tags);

@@ -105,6 +105,10 @@ pub(crate) fn build_arguments(
     for (name, value) in &recipe.labels {
         words.extend(["--label".to_owned(), format!("{name}={value}")]);
     }
+    for secret in &recipe.secrets {
+        let file = format!("id={},src={}/{}", secret.id, engine::BUILDER_SECRETS, secret.id);
+        words.extend(["--secret".to_owned(), file]);
+    }
     if let Some(target) = &recipe.target {
         words.extend(["--target".to_owned(), target.clone()]);
     }
@@ -134,6 +138,8 @@ pub(crate) fn push_arguments() -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use model::RecipeSecret;
+
     use super::*;
 
     #[test]
@@ -144,6 +150,10 @@ mod tests {
             build_args: vec![("A".to_owned(), "1 2".to_owned())],
             labels: vec![("l".to_owned(), String::new())],
             target: Some("final".to_owned()),
+            secrets: vec![RecipeSecret {
+                id: "npm".to_owned(),
+                env: "NPM_TOKEN".to_owned(),
+            }],
             ..Recipe::default()
         };
         let words = build_arguments(&recipe, None, &[], History::Kept);
@@ -155,6 +165,8 @@ mod tests {
             "A=1 2",
             "--label",
             "l=",
+            "--secret",
+            "id=npm,src=/run/homerun/secrets/npm",
             "--target",
             "final",
             "--file",

@@ -165,6 +165,8 @@ impl Work {
             layers: found.layers.clone(),
             privileges: Privileges::Users,
             mounts: mounts(place, directory, &cache_dir, order.is_some()),
+            in_memory: Vec::new(),
+            secrets: Vec::new(),
             arguments: words.arguments(),
             environment: environment(builder, &secret),
             cpu_millis: self.links.cpu_millis,

@@ -34,7 +34,7 @@ mod work;
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -43,7 +43,7 @@ use std::{
 use bucket::Objects;
 use engine::Engine;
 use image::Images;
-use model::{Build, BuildId, BuildState, Timestamp};
+use model::{Build, BuildId, BuildState, SecretRef, SecretValue, Timestamp};
 use store::{Snapshot, Store};
 use tokio::{
     sync::watch,
@@ -87,8 +87,21 @@ pub struct Links {
     pub bases: Bases,
     /// The builder's image whose buildpacks build sources without a Dockerfile; None: Dockerfiles are written for them.
     pub builder: Option<String>,
+    pub secrets: Secrets,
     pub now: fn() -> Timestamp,
     pub chance: fn() -> u128,
+}
+
+/// Gives the number and the value of a version of a secret to a build.
+pub type OpenSecret = dyn Fn(&SecretRef) -> Result<(u64, SecretValue), String> + Send + Sync;
+
+/// What builds read secrets by.
+pub struct Secrets(pub Box<OpenSecret>);
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets")
+    }
 }
 
 /// Where the logs of builds are, in the directory of builds.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use image::{Digest, Images, Reference, Version};
-use model::{BuildId, Recipe};
+use model::{BuildId, Recipe, SecretRef};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -132,10 +132,12 @@ impl Memory {
 
 /// What decides on an image, as one name.
 ///
-/// Of the base images only the names are in it, as the Dockerfile has them: what they mean is looked up.
+/// Of the base images only the names are in it, as the Dockerfile has them: what they mean is looked up. `secrets` are
+/// the versions of the recipe's, by id.
 pub(crate) fn key(
     source: &str,
     recipe: &Recipe,
+    secrets: &[(String, SecretRef)],
     generated: Option<[&String; 2]>,
     builder: &str,
     indexes: &[Index],
@@ -144,7 +146,7 @@ pub(crate) fn key(
         .iter()
         .map(|index| format!("{}={index}", index.kind()))
         .collect();
-    let parts = serde_json::json!({
+    let mut parts = serde_json::json!({
         "version": VERSION,
         "source": source,
         "directory": recipe.directory,
@@ -156,6 +158,9 @@ pub(crate) fn key(
         "builder": builder,
         "indexes": indexes,
     });
+    if !secrets.is_empty() {
+        parts["secrets"] = serde_json::json!(secrets);
+    }
     layer::name(Sha256::new_with_prefix(parts.to_string()))
 }
 
@@ -216,6 +221,8 @@ pub(crate) fn sum(source: &Path) -> io::Result<String> {
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+    use model::VersionRef;
+
     use super::*;
 
     fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -264,7 +271,7 @@ mod tests {
     #[test]
     fn every_word_of_a_recipe_counts() {
         let plain = Recipe::default();
-        let expected = key("s", &plain, None, "b", &[]);
+        let expected = key("s", &plain, &[], None, "b", &[]);
         assert_eq!(
             key(
                 "s",
@@ -272,6 +279,7 @@ mod tests {
                     no_cache: true,
                     ..plain.clone()
                 },
+                &[],
                 None,
                 "b",
                 &[]
@@ -301,15 +309,23 @@ mod tests {
                 ..plain.clone()
             },
         ] {
-            assert_ne!(key("s", &other, None, "b", &[]), expected, "{other:?}");
+            assert_ne!(key("s", &other, &[], None, "b", &[]), expected, "{other:?}");
         }
+        let version = |number| SecretRef {
+            secret: "npm".parse().expect("a name"),
+            version: VersionRef::Number(number),
+        };
+        let with = |id: &str, number| key("s", &plain, &[(id.to_owned(), version(number))], None, "b", &[]);
+        assert_ne!(with("a", 1), with("a", 2));
         for other in [
-            key("t", &plain, None, "b", &[]),
-            key("s", &plain, Some([&"FROM x".to_owned(), &String::new()]), "b", &[]),
-            key("s", &plain, None, "c", &[]),
+            with("a", 1),
+            key("t", &plain, &[], None, "b", &[]),
+            key("s", &plain, &[], Some([&"FROM x".to_owned(), &String::new()]), "b", &[]),
+            key("s", &plain, &[], None, "c", &[]),
             key(
                 "s",
                 &plain,
+                &[],
                 None,
                 "b",
                 &[Index::parse("pip=https://h.example").expect("an index")],

@@ -20,6 +20,9 @@ pub(crate) const RECIPE: &str = "/build/recipe";
 pub(crate) const OUT: &str = "/build/out";
 pub(crate) const TEMPORARY: &str = "/build/tmp";
 pub(crate) const STORAGE: &str = "/build/storage";
+/// Where buildah keeps what belongs to a container of one step, below its storage on both sides. A secret that the step
+/// mounts lies there as a file, so that it is in memory.
+pub(crate) const CONTAINERS_OF_STEPS: &str = "overlay-containers";
 pub(crate) const RUN: &str = "/run/containers";
 /// Where the relay listens in a builder.
 pub(crate) const PORT: u16 = 3128;

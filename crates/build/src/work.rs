@@ -14,7 +14,9 @@ use std::{
 use bucket::{Object, Objects};
 use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building, Privileges};
 use image::{Digest, Reference, Tag};
-use model::{Build, BuildState, BuiltImage, Recipe, StorageSource, Timestamp};
+use model::{
+    Build, BuildState, BuiltImage, Recipe, RecipeSecret, SecretRef, SecretValue, StorageSource, Timestamp, VersionRef,
+};
 use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 
 use crate::{
@@ -125,6 +127,14 @@ struct Fetched {
     times: BTreeSet<u64>,
     /// Of what is in it.
     sum: String,
+}
+
+/// Secrets of one build, by their ids.
+#[derive(Default)]
+struct Opened {
+    /// By their numbers.
+    versions: Vec<(String, SecretRef)>,
+    values: Vec<(String, SecretValue)>,
 }
 
 /// What there is beside the builders of one build.
@@ -246,9 +256,11 @@ impl Work {
             }) => turn?,
             stop = until.reached() => return Err(stop),
         };
+        let secrets = self.secrets(build)?;
         let key = reuse::key(
             &fetched.sum,
             &build.recipe,
+            &secrets.versions,
             generated.map(|generated| [&generated.plan.dockerfile, &generated.plan.ignore]),
             &root.display().to_string(),
             &self.links.indexes,
@@ -266,7 +278,12 @@ impl Work {
         for index in indexes {
             log.say(&format!("package index of {}: {index}", index.kind())).await?;
         }
+        for (id, of) in &secrets.versions {
+            log.say(&format!("secret {id}: version {} of {}", of.version, of.secret))
+                .await?;
+        }
         let mounts = mounts(&place, &cache.storage);
+        fs::create_dir_all(cache.storage.join(root::CONTAINERS_OF_STEPS))?;
         let beside = Beside {
             secret: format!("{:032x}", (self.links.chance)()),
             served: Served::default(),
@@ -277,6 +294,8 @@ impl Work {
             layers: vec![root.clone()],
             privileges: Privileges::Mounts,
             mounts: mounts.clone(),
+            in_memory: vec![format!("{}/{}", root::STORAGE, root::CONTAINERS_OF_STEPS)],
+            secrets: secrets.values.clone(),
             arguments,
             environment: buildah::environment(&beside.secret),
             cpu_millis: self.links.cpu_millis,
@@ -311,7 +330,11 @@ impl Work {
         let mut layers = bases.layers.clone();
         layers.extend(memory.layers(bases.epoch));
         tokio::task::block_in_place(|| take::offer(&self.links.images, &mut layers, &out))?;
-        let pushed = self.run(spec(buildah::push_arguments()), &beside, until, log).await?;
+        let push = BuilderSpec {
+            secrets: Vec::new(),
+            ..spec(buildah::push_arguments())
+        };
+        let pushed = self.run(push, &beside, until, log).await?;
         if pushed.code != 0 {
             return Err(Stop::Broken(format!(
                 "the image cannot be taken out of the builder: {}",
@@ -342,6 +365,23 @@ impl Work {
             tracing::warn!(%error, "what a build was made of is not remembered");
         }
         Ok(images)
+    }
+
+    /// The secrets of a build's recipe as they are now.
+    fn secrets(&self, build: &Build) -> Result<Opened, Stop> {
+        let mut opened = Opened::default();
+        for RecipeSecret { id, env } in &build.recipe.secrets {
+            let available = build.secrets.iter().find(|available| available.env == *env);
+            let of = available.map(|available| &available.of);
+            let of = of.ok_or_else(|| Stop::Failed(format!("no secret of the build is called {env}")))?;
+            let (number, value) = (self.links.secrets.0)(of)
+                .map_err(|why| Stop::Failed(format!("failed to access secret version for {env}: {why}")))?;
+            let version = VersionRef::Number(number);
+            let secret = of.secret.clone();
+            opened.versions.push((id.clone(), SecretRef { secret, version }));
+            opened.values.push((id.clone(), value));
+        }
+        Ok(opened)
     }
 
     /// Points all names of a build at its image, which their repositories hold.

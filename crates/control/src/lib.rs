@@ -21,4 +21,5 @@ mod service;
 mod turn;
 
 pub use decisions::Decisions;
+pub use secrets::Reader as SecretReader;
 pub use turn::{Control, DemandOf, Holds, Links};

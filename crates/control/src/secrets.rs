@@ -8,11 +8,11 @@
 //! What an instance was given is remembered as numbers of versions, never as values; of an instance that was taken over
 //! from another server nothing is known, so that its files are written once more.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use model::{
     InstanceId, InstanceState, Observed, Revealed, RevealedFile, RevealedVariable, Revision, RevisionKey, SecretName,
-    SecretPlace, SecretUse, SecretValue, SecretVersion, Site, Timestamp,
+    SecretPlace, SecretRef, SecretUse, SecretValue, SecretVersion, Site, Timestamp,
 };
 use secret::{Owner, Vault};
 use store::Snapshot;
@@ -109,12 +109,19 @@ pub(crate) fn next_expiry(snapshot: &Snapshot) -> Option<Timestamp> {
 }
 
 /// Opens values.
-pub(crate) struct Reader<'a> {
-    pub(crate) vault: &'a Vault,
-    pub(crate) site: &'a Site,
-    pub(crate) holds: &'a Holds,
-    pub(crate) snapshot: &'a Snapshot,
-    pub(crate) now: Timestamp,
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    pub vault: &'a Vault,
+    pub site: &'a Site,
+    pub holds: &'a Holds,
+    pub snapshot: &'a Snapshot,
+    pub now: Timestamp,
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").finish_non_exhaustive()
+    }
 }
 
 impl Reader<'_> {
@@ -174,15 +181,33 @@ impl Reader<'_> {
 
     /// The version of a use, if the account of the revision may read it.
     fn version(&self, revision: &Revision, found: &SecretUse) -> Result<&SecretVersion, String> {
-        let account = revision.template.account(self.site);
-        let version = self
-            .snapshot
-            .readable_version(&found.of, &account, self.now, self.holds);
-        version.map_err(|why| why.told(&found.of, self.site.number(), &account))
+        self.version_for(
+            &found.of,
+            &revision.template.account(self.site),
+            "Revision service account",
+        )
+    }
+
+    /// The version of that name, if the account may read it, which is called `role` where it may not.
+    fn version_for(&self, of: &SecretRef, account: &str, role: &str) -> Result<&SecretVersion, String> {
+        let version = self.snapshot.readable_version(of, account, self.now, self.holds);
+        version.map_err(|why| why.told(of, self.site.number(), &format!("{role} {account}")))
     }
 
     fn open(&self, revision: &Revision, found: &SecretUse) -> Result<SecretValue, String> {
-        let version = self.version(revision, found)?;
+        self.value(self.version(revision, found)?)
+    }
+
+    /// What a build is given, which runs as the default account: the number of the version, and its value.
+    ///
+    /// # Errors
+    /// Why there is no value, in words for the client.
+    pub fn for_build(&self, of: &SecretRef) -> Result<(u64, SecretValue), String> {
+        let version = self.version_for(of, &self.site.default_account(), "Cloud Build service account")?;
+        Ok((version.key.number, self.value(version)?))
+    }
+
+    fn value(&self, version: &SecretVersion) -> Result<SecretValue, String> {
         let sealed = version.state.sealed().ok_or("it has no value")?;
         let owner = Owner {
             project: &self.site.project,

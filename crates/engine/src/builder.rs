@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use model::{MAX_SECRET_BYTES, RevealedFile, SecretValue};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Gid, Uid},
@@ -44,11 +45,16 @@ use crate::{
     network, process,
     rootfs::{self, describe},
     sandbox::{self, Plan},
-    seccomp, wire,
+    seccomp,
+    secret_files::{self, SecretFile},
+    wire::{self, VolumeSize},
 };
 
 /// The first argument with which a binary becomes a builder's parent.
 pub const BUILDER: &str = "engine-builder";
+
+/// Where in a builder [`BuilderSpec::secrets`] are.
+pub const BUILDER_SECRETS: &str = "/run/homerun/secrets";
 
 /// What a builder's control groups begin with.
 pub(crate) const GROUP: &str = "build-";
@@ -86,6 +92,11 @@ pub struct BuilderSpec {
     pub layers: Vec<PathBuf>,
     pub privileges: Privileges,
     pub mounts: Vec<BuilderMount>,
+    /// Directories within the mounts, by their paths in the builder, that are empty and in memory in their place.
+    pub in_memory: Vec<String>,
+    /// Files below [`BUILDER_SECRETS`], by their names: in memory, and readable by the builder's root only.
+    #[serde(skip)]
+    pub secrets: Vec<(String, SecretValue)>,
     /// The program, by its path in the builder, and its arguments.
     pub arguments: Vec<String>,
     /// `NAME=VALUE`.
@@ -142,6 +153,8 @@ struct Duty {
     run: RunDir,
     layout: Layout,
     spec: BuilderSpec,
+    /// With the memory that holds their values.
+    secrets: Vec<SecretFile>,
     first_id: u32,
     limits_swap: bool,
     open_files: u64,
@@ -173,7 +186,9 @@ impl Inner {
         let failed = |action| move |source: io::Error| BuilderError::Io { action, source };
         let range = self.ranges.take().ok_or(BuilderError::NoIds)?;
         let groups = Groups::new(&self.layout, &self.id8, &format!("{GROUP}{}", spec.id));
+        let (secrets, values) = pack(&spec.secrets).map_err(failed("hold the secrets of a build"))?;
         let duty = Duty {
+            secrets,
             id8: self.id8.clone(),
             run: self.run.clone(),
             layout: self.layout.clone(),
@@ -196,7 +211,7 @@ impl Inner {
             .kill_on_drop(true)
             .spawn()
             .map_err(failed("start a builder"))?;
-        let listener = match introduce(&ours, &duty).await {
+        let listener = match introduce(&ours, &duty, values).await {
             Ok(listener) => listener,
             Err(why) => {
                 // It may have been made in part, and nobody else knows of it.
@@ -219,11 +234,23 @@ impl Inner {
     }
 }
 
+/// The list of a builder's secrets, and the memory file with their values.
+fn pack(secrets: &[(String, SecretValue)]) -> io::Result<(Vec<SecretFile>, OwnedFd)> {
+    let file = |(name, value): &(String, SecretValue)| RevealedFile {
+        volume: 0,
+        path: name.clone(),
+        mode: 0o400,
+        value: Some(value.clone()),
+    };
+    secret_files::pack(&secrets.iter().map(file).collect::<Vec<_>>())
+}
+
 /// Tells a builder's parent what the builder is to be, and waits until it is made. Returns its listener.
-async fn introduce(socket: &OwnedFd, duty: &Duty) -> Result<OwnedFd, BuilderError> {
+async fn introduce(socket: &OwnedFd, duty: &Duty, secrets: OwnedFd) -> Result<OwnedFd, BuilderError> {
     let failed = |action| move |source: io::Error| BuilderError::Io { action, source };
     // Not as an argument, which everybody on the machine could read.
-    wire::send(socket, duty, &[]).map_err(failed("tell a builder what it is to be"))?;
+    wire::send(socket, duty, &[secrets.as_fd()]).map_err(failed("tell a builder what it is to be"))?;
+    drop(secrets);
     let socket = socket.try_clone().map_err(failed("make a socket"))?;
     let heard = tokio::task::spawn_blocking(move || wire::receive::<Word>(&socket));
     let heard = match tokio::time::timeout(PATIENCE, heard).await {
@@ -296,7 +323,7 @@ pub fn builder_main() -> u8 {
         return UNMADE;
     };
     let made = match wire::receive::<Duty>(&socket) {
-        Ok(Some((duty, _))) => parent(&duty, &socket),
+        Ok(Some((duty, files))) => parent(&duty, files, &socket),
         Ok(None) => return UNMADE,
         Err(error) => Err(format!("cannot read what is to be built: {error}")),
     };
@@ -309,7 +336,16 @@ pub fn builder_main() -> u8 {
     }
 }
 
-fn parent(duty: &Duty, socket: &OwnedFd) -> Result<u8, String> {
+/// Makes the volume of a builder's secrets, with `values` in it.
+fn place_secrets(duty: &Duty, place: &Path, values: OwnedFd) -> io::Result<()> {
+    let volumes = place.join(VOLUMES);
+    // Pages, not bytes, are counted: each file has one of its own at least.
+    let bytes = duty.secrets.len() * 2 * MAX_SECRET_BYTES;
+    rootfs::make_volumes(&volumes, &[VolumeSize::Secret(bytes as u64)], duty.first_id)?;
+    secret_files::place(&volumes, duty.first_id, &duty.secrets, values)
+}
+
+fn parent(duty: &Duty, mut files: Vec<OwnedFd>, socket: &OwnedFd) -> Result<u8, String> {
     let told = |what: &'static str| move |error: Errno| describe(what)(error.into());
     let plan = Plan::read(&configuration(duty), &duty.layout)?;
     let input = process::empty_input().map_err(describe("make an empty input"))?;
@@ -333,6 +369,10 @@ fn parent(duty: &Duty, socket: &OwnedFd) -> Result<u8, String> {
     for (index, mount) in duty.spec.mounts.iter().enumerate() {
         rootfs::shifted_writable(&mount.from, &ids, &point(index))
             .map_err(|error| format!("cannot mount {}: {error}", mount.from.display()))?;
+    }
+    if !duty.secrets.is_empty() {
+        let values = files.pop().ok_or("the values of the secrets are missing")?;
+        place_secrets(duty, &place, values).map_err(describe("place the secrets"))?;
     }
     sandbox::own_keyring(c"homerun-build").map_err(describe("begin a keyring"))?;
     sandbox::enter(&ids).map_err(describe("enter the user namespace"))?;
@@ -413,6 +453,9 @@ fn live(duty: &Duty, plan: &Plan, socket: &OwnedFd) -> String {
     sandbox::leave(UNMADE.into())
 }
 
+/// Where the volumes of a builder are, below the place of its root.
+const VOLUMES: &str = "volumes";
+
 /// Where a mount of the machine waits for the builder's own mounts, below the place of its root.
 fn point(index: usize) -> String {
     format!("m{index}")
@@ -457,6 +500,7 @@ fn configuration(duty: &Duty) -> Value {
         first_id,
         limits_swap,
         open_files,
+        secrets,
     } = duty;
     let mount = |to: &str, kind: &str, options: &str| {
         let options: Vec<&str> = options.split(',').collect();
@@ -482,6 +526,14 @@ fn configuration(duty: &Duty) -> Value {
         }
         let source = run.place().join(point(index));
         mounts.push(json!({"destination": bound.to, "type": "bind", "source": source, "options": options}));
+    }
+    for directory in &spec.in_memory {
+        mounts.push(mount(directory, "tmpfs", "nosuid,nodev,mode=700"));
+    }
+    if !secrets.is_empty() {
+        let source = run.place().join(VOLUMES).join("0").join(secret_files::SEEN);
+        let options = ["rbind", "nosuid", "nodev", "noexec", "ro"];
+        mounts.push(json!({"destination": BUILDER_SECRETS, "type": "bind", "source": source, "options": options}));
     }
     let mut memory = json!({"limit": spec.memory_bytes});
     if *limits_swap {

@@ -93,7 +93,8 @@ use crate::{
 };
 pub use crate::{
     builder::{
-        BUILDER, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, Privileges, builder_main, libraries_of,
+        BUILDER, BUILDER_SECRETS, BuilderEnd, BuilderError, BuilderMount, BuilderSpec, Building, Privileges,
+        builder_main, libraries_of,
     },
     calls::{Call, Door},
     doctor::{Finding, builder_program, doctor},
@@ -426,6 +427,15 @@ impl Engine {
     /// How many lines of output were dropped because the channel was full.
     pub fn dropped_lines(&self) -> u64 {
         self.inner.log.dropped()
+    }
+
+    /// Has everything end without grace, and does not wait for it: the caller is about to leave.
+    pub fn end_at_once(&self) {
+        self.inner.closing.store(true, Ordering::SeqCst);
+        let link = self.inner.link.borrow().clone();
+        if let Some(link) = link {
+            link.end();
+        }
     }
 
     /// Stops everything, waits until it is gone, and leaves nothing on the machine.

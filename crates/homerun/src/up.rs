@@ -152,6 +152,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
         handover::notify("STOPPING=1");
         tracing::info!("draining");
+        let engine = homerun.engine();
         let asked = tokio::time::Instant::now();
         let again = async {
             loop {
@@ -166,8 +167,12 @@ fn run(config: Config) -> anyhow::Result<()> {
         };
         tokio::select! {
             () = homerun.stop(DRAIN) => {}
-            // The engine's launcher ends the instances when we are gone.
-            () = again => bail!("stopped at the second signal, before the drain was done"),
+            () = again => {
+                if let Some(engine) = engine.upgrade() {
+                    engine.end_at_once();
+                }
+                bail!("stopped at the second signal, before the drain was done")
+            }
         }
         tracing::info!("stopped");
         Ok(())

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -264,6 +264,20 @@ impl Homerun {
                 indexes: config.build_indexes,
                 bases: config.build_bases.clone(),
                 builder: config.build_builder,
+                secrets: {
+                    let (store, vault, site) = (store.clone(), vault.clone(), site.clone());
+                    let holds = invoker::holds(&conditions, &site.project);
+                    build::Secrets(Box::new(move |of| {
+                        let reader = control::SecretReader {
+                            vault: &vault,
+                            site: &site,
+                            holds: &holds,
+                            snapshot: &store.snapshot(),
+                            now: crate::now(),
+                        };
+                        reader.for_build(of)
+                    }))
+                },
                 cpu_millis: u32::try_from(cores.get() * 1000).unwrap_or(u32::MAX),
                 now: crate::now,
                 chance: crate::chance,
@@ -359,6 +373,11 @@ impl Homerun {
             kept,
             lending,
         })
+    }
+
+    /// What runs the instances, for who ends them while [`Self::stop`] is on its way.
+    pub(crate) fn engine(&self) -> Weak<Engine> {
+        Arc::downgrade(&self.engine)
     }
 
     /// No new connections; requests under way end within `limit`; then control, the instances, and what is left.

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BucketName, Pack, Region, Timestamp};
+use crate::{BucketName, Pack, Region, SecretRef, Timestamp};
 
 /// The time limit of a build that names none, in seconds (Cloud Build: 60 minutes).
 pub const DEFAULT_BUILD_TIMEOUT: u32 = 3600;
@@ -13,6 +13,10 @@ pub const DEFAULT_BUILD_TIMEOUT: u32 = 3600;
 pub const MAX_BUILD_TIMEOUT: u32 = 86_400;
 /// Most steps of one build (Cloud Build's limit).
 pub const MAX_BUILD_STEPS: usize = 300;
+/// Most secrets of one build.
+pub const MAX_BUILD_SECRETS: usize = 100;
+/// Longest id of a secret in a build.
+pub const MAX_BUILD_SECRET_ID: usize = 128;
 
 /// A build's id: a UUID in lower case with hyphens.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -164,6 +168,26 @@ pub struct BuildStep {
     /// The same.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub entrypoint: String,
+    /// `NAME=VALUE`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Which of the build's secrets the step has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secret_env: Vec<String>,
+}
+
+/// A version of a secret that steps of a build may have under a name (Cloud Build's `availableSecrets`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AvailableSecret {
+    pub env: String,
+    pub of: SecretRef,
+}
+
+/// One `--secret` of a `docker build`: what instructions of the Dockerfile ask for by `id` is what the step has as `env`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipeSecret {
+    pub id: String,
+    pub env: String,
 }
 
 /// A `docker build`, as far as it is served, or a build by buildpacks.
@@ -185,6 +209,9 @@ pub struct Recipe {
     /// What is asked of buildpacks, which make the image then. Together with `detect` they do where a builder is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pack: Option<Pack>,
+    /// What instructions may mount, each id once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<RecipeSecret>,
 }
 
 /// A build.
@@ -206,6 +233,8 @@ pub struct Build {
     pub timeout_seconds: u32,
     pub tags: Vec<String>,
     pub substitutions: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<AvailableSecret>,
 }
 
 /// Why a step is not served, in words that name it.
@@ -219,6 +248,7 @@ pub enum RecipeError {
     NoDirectory,
     TwoDirectories { first: String, second: String },
     Outside { path: String },
+    Secret { value: String, why: String },
 }
 
 impl fmt::Display for RecipeError {
@@ -237,6 +267,7 @@ impl fmt::Display for RecipeError {
                 write!(f, "docker build has two directories, \"{first}\" and \"{second}\"")
             }
             Self::Outside { path } => write!(f, "\"{path}\" leads out of the source"),
+            Self::Secret { value, why } => write!(f, "docker build --secret {value}: {why}"),
         }
     }
 }
@@ -295,6 +326,18 @@ impl Recipe {
                 "--build-arg" => recipe.build_args.push(pair(&name, &value()?)?),
                 "--label" => recipe.labels.push(pair(&name, &value()?)?),
                 "--target" => recipe.target = Some(value()?),
+                "--secret" => {
+                    let value = value()?;
+                    let refused = |why: String| RecipeError::Secret {
+                        value: value.clone(),
+                        why,
+                    };
+                    let secret = RecipeSecret::of_docker(&value).map_err(refused)?;
+                    if recipe.secrets.iter().any(|other| other.id == secret.id) {
+                        return Err(refused("its id is there twice".to_owned()));
+                    }
+                    recipe.secrets.push(secret);
+                }
                 // The network of a build is its own loopback, whatever it is called.
                 "--network" => {
                     let network = value()?;
@@ -320,6 +363,39 @@ impl Recipe {
             recipe.dockerfile = inside(&file)?;
         }
         Ok(recipe)
+    }
+}
+
+impl RecipeSecret {
+    /// Reads `id=ID,env=NAME`. Without a name it is the id.
+    fn of_docker(value: &str) -> Result<Self, String> {
+        let (mut id, mut env) = (None, None);
+        for part in value.split(',') {
+            match part.split_once('=') {
+                Some(("id", text)) => id = Some(text.to_owned()),
+                Some(("env", text)) => env = Some(text.to_owned()),
+                Some(("type", "env")) => {}
+                Some(("src" | "source", _) | ("type", "file")) => {
+                    return Err(
+                        "files are not served by this Homerun: expected id=ID,env=NAME of secretEnv".to_owned(),
+                    );
+                }
+                _ => {
+                    return Err(format!(
+                        "\"{part}\" is not served by this Homerun: expected id=ID,env=NAME"
+                    ));
+                }
+            }
+        }
+        let id = id.ok_or("it has no id")?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        if !(1..=MAX_BUILD_SECRET_ID).contains(&id.len()) || id.starts_with('.') || !id.bytes().all(plain) {
+            return Err(format!(
+                "an id is 1 to {MAX_BUILD_SECRET_ID} letters, digits, dots, underscores and hyphens, and begins with no dot"
+            ));
+        }
+        let env = env.unwrap_or_else(|| id.clone());
+        Ok(Self { id, env })
     }
 }
 
@@ -448,6 +524,9 @@ mod tests {
             "--label=l=",
             "--target",
             "final",
+            "--secret=id=npm,env=NPM_TOKEN",
+            "--secret",
+            "type=env,id=PLAIN",
             "./app/../web",
         ]);
         let expected = Recipe {
@@ -460,6 +539,12 @@ mod tests {
             no_cache: false,
             detect: false,
             pack: None,
+            secrets: [("npm", "NPM_TOKEN"), ("PLAIN", "PLAIN")]
+                .map(|(id, env)| RecipeSecret {
+                    id: id.to_owned(),
+                    env: env.to_owned(),
+                })
+                .to_vec(),
         };
         assert_eq!(recipe, Ok(expected));
     }
@@ -479,6 +564,20 @@ mod tests {
             (&["build", "-t", "x", "-f", "/etc/passwd", "."], "/etc/passwd"),
             (&["build", "-t", "x", "https://github.com/a/b"], "https://"),
             (&["build", "-t", "x", "--build-arg", "A", "."], "NAME=VALUE"),
+            (&["build", "-t", "x", "--secret", "env=A", "."], "it has no id"),
+            (&["build", "-t", "x", "--secret", "id=../a", "."], "an id is 1 to 128"),
+            (
+                &["build", "-t", "x", "--secret", "id=a,src=b", "."],
+                "files are not served",
+            ),
+            (
+                &["build", "-t", "x", "--secret", "id=a,mode=7", "."],
+                "\"mode=7\" is not served",
+            ),
+            (
+                &["build", "-t", "x", "--secret", "id=a", "--secret", "id=a,env=B", "."],
+                "its id is there twice",
+            ),
         ] {
             let said = docker(args).expect_err("refused").to_string();
             assert!(said.contains(named), "{args:?}: {said}");

@@ -43,8 +43,9 @@ pub use artifact::{
 pub use audience::{Audiences, MAX_CUSTOM_AUDIENCES};
 pub use bucket::Bucket;
 pub use build::{
-    Build, BuildId, BuildState, BuildStep, BuiltImage, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT,
-    Recipe, RecipeError, StorageSource, inside, substitute,
+    AvailableSecret, Build, BuildId, BuildState, BuildStep, BuiltImage, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_SECRET_ID,
+    MAX_BUILD_SECRETS, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT, Recipe, RecipeError, RecipeSecret, StorageSource, inside,
+    substitute,
 };
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
 pub use container::{Container, EnvValue, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};

@@ -276,9 +276,9 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// In the words of Cloud Run, for a template that names the version.
-    /// `account` is who the revision runs as.
-    pub fn told(self, of: &SecretRef, project: ProjectNumber, account: &str) -> String {
+    /// In the words of Cloud Run, for whoever names the version.
+    /// `reader` is who was to read it, such as `Revision service account A`.
+    pub fn told(self, of: &SecretRef, project: ProjectNumber, reader: &str) -> String {
         let numbered = |number: u64| SecretRef {
             secret: of.secret.clone(),
             version: VersionRef::Number(number),
@@ -286,7 +286,7 @@ impl Unavailable {
         match self {
             Self::NoSecret | Self::NoVersion => format!("Secret {} was not found", of.path(project)),
             Self::Denied => format!(
-                "Permission denied on secret: {} for Revision service account {account}. The service account used must be \
+                "Permission denied on secret: {} for {reader}. The service account used must be \
                  granted the 'Secret Manager Secret Accessor' role (roles/secretmanager.secretAccessor) at the secret, \
                  project or higher level.",
                 of.path(project)

@@ -293,14 +293,6 @@ fn a_configuration_names_arguments_and_stages() {
         ),
         (format!("{build}  env: [A=b]\n"), "steps[0].env"),
         (build.replace("--target=second", "--privileged"), "--privileged"),
-        (build.replace("--target=second", "--secret=id=a"), "--secret"),
-        (format!("{build}  secretEnv: [A]\n"), "steps[0].secretEnv"),
-        (
-            format!(
-                "{build}availableSecrets: {{secretManager: [{{versionName: projects/p/secrets/s/versions/1, env: A}}]}}\n"
-            ),
-            "availableSecrets",
-        ),
         (format!("{build}{build}"), "steps[1].args"),
         (build.replace("$_TAG", "$_NO"), "$_NO"),
         (build.replace("/app:$_TAG", "/other"), "no step makes"),

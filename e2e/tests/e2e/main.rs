@@ -8,6 +8,7 @@ mod apart;
 mod auth;
 mod bad_input;
 mod bounds;
+mod build_secrets;
 mod buildpacks;
 mod builds;
 mod clients;

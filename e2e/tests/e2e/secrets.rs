@@ -5,7 +5,7 @@ use std::{fs, path::Path, thread, time::Duration};
 use homerun_e2e::{Client, Homerun, User};
 
 /// Every file below a directory that holds the text.
-fn holding(dir: &Path, text: &str) -> Vec<String> {
+pub(crate) fn holding(dir: &Path, text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use model::{
-    BucketName, Build, BuildId, BuildState, BuildStep, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT,
-    Recipe, Region, StorageSource, substitute,
+    AvailableSecret, BucketName, Build, BuildId, BuildState, BuildStep, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_STEPS,
+    MAX_BUILD_TIMEOUT, Recipe, Region, StorageSource, substitute,
 };
 use serde_json::Value;
 
 use super::{
     log_bucket,
     pack::{self, DefaultBuilder},
-    substitutions,
+    secrets, substitutions,
 };
 use crate::{
     document::{Findings, Object, short},
@@ -29,6 +29,9 @@ const DOCKER: [&str; 4] = [
 
 /// The image of steps that gcloud makes of `--pack`.
 const PACK: &str = "gcr.io/k8s-skaffold/pack";
+
+/// What a docker of before needs for `--secret`, and ours does anyway.
+const BUILDKIT: &str = "DOCKER_BUILDKIT=1";
 
 /// Fields of a build that the server owns.
 const OWNED: [&str; 16] = [
@@ -81,6 +84,7 @@ pub(super) fn build(surface: &Surface, location: Region, creator: &str, document
         source.finish();
         found
     };
+    let available = secrets::available(&mut root, surface, &values);
     let steps = root.objects("steps");
     let count = steps.len();
     if !(1..=MAX_BUILD_STEPS).contains(&count) {
@@ -103,6 +107,8 @@ pub(super) fn build(surface: &Surface, location: Region, creator: &str, document
             Tool::Docker => Recipe::of_docker(&words).map(Some).map_err(|error| error.to_string()),
             Tool::Pack => pack::step(&words, &mut default_builder),
         };
+        let made = read.as_ref().ok().and_then(Option::as_ref);
+        secrets::check_step(&step, &kept, made, &available);
         match read {
             Ok(Some(_)) if recipe.is_some() => step.say("args", "a second build is not served by this Homerun"),
             Ok(Some(read)) => {
@@ -119,6 +125,9 @@ pub(super) fn build(surface: &Surface, location: Region, creator: &str, document
         if index + 1 == count && recipe.is_none() && !findings.any_under("steps") {
             root.say("steps", "none of them is a docker build or a pack build");
         }
+    }
+    if !findings.any_under("steps") && !findings.any_under("availableSecrets") {
+        secrets::check_use(&root, &available, &asked);
     }
     let mut images = root.texts("images");
     let mut artifacts = root.object("artifacts");
@@ -154,13 +163,7 @@ pub(super) fn build(surface: &Surface, location: Region, creator: &str, document
         );
     }
     options(root.object("options"));
-    root.unserved(&[
-        "availableSecrets",
-        "secrets",
-        "serviceAccount",
-        "gitConfig",
-        "dependencies",
-    ]);
+    root.unserved(&["secrets", "serviceAccount", "gitConfig", "dependencies"]);
     // How long it may wait: until it is its turn.
     root.drop_owned(&["queueTtl"]);
     root.drop_owned(&OWNED);
@@ -182,6 +185,7 @@ pub(super) fn build(surface: &Surface, location: Region, creator: &str, document
             timeout,
             tags,
             substitutions: own,
+            secrets: available,
         },
     )
 }
@@ -222,6 +226,8 @@ fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(Bui
     let args = step.texts("args");
     let id = step.text("id").unwrap_or_default();
     let entrypoint = step.text("entrypoint");
+    let env = step.texts("env");
+    let secret_env = step.texts("secretEnv");
     // Steps follow one another anyway.
     step.texts("waitFor");
     step.unserved(&[
@@ -229,9 +235,7 @@ fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(Bui
         "allowFailure",
         "automapSubstitutions",
         "dir",
-        "env",
         "script",
-        "secretEnv",
         "timeout",
         "volumes",
     ]);
@@ -253,6 +257,15 @@ fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(Bui
         }
         return None;
     };
+    for pair in env.iter().filter(|pair| tool != Tool::Docker || *pair != BUILDKIT) {
+        step.say(
+            "env",
+            format!(
+                "\"{}\" is not served by this Homerun: only {BUILDKIT} of docker is",
+                short(pair)
+            ),
+        );
+    }
     let mut words = Vec::with_capacity(args.len());
     for (index, word) in args.iter().enumerate() {
         match substitute(word, values) {
@@ -269,6 +282,8 @@ fn step(step: &mut Object<'_>, values: &BTreeMap<String, String>) -> Option<(Bui
             args,
             id,
             entrypoint: entrypoint.unwrap_or_default(),
+            env,
+            secret_env,
         },
         tool,
         words,
@@ -380,6 +395,7 @@ pub(super) fn source(surface: &Surface, location: Region, creator: &str, documen
         timeout: DEFAULT_BUILD_TIMEOUT,
         tags,
         substitutions: BTreeMap::new(),
+        secrets: Vec::new(),
     };
     finish(findings, fresh_id(), location, creator, surface, asked)
 }
@@ -392,6 +408,7 @@ struct Asked {
     timeout: u32,
     tags: Vec<String>,
     substitutions: BTreeMap<String, String>,
+    secrets: Vec<AvailableSecret>,
 }
 
 fn finish(
@@ -437,6 +454,7 @@ fn finish(
             timeout_seconds: asked.timeout,
             tags: asked.tags,
             substitutions: asked.substitutions,
+            secrets: asked.secrets,
         }),
         _ => Err(Error::violations(violations)),
     }

@@ -323,7 +323,8 @@ fn unreadable_secrets(snapshot: &Snapshot, write: &Write, template: &RevisionTem
     };
     let refused = uses.into_iter().filter_map(|found| {
         let read = snapshot.readable_version(&found.of, &account, write.now, &holds);
-        let why = read.err()?.told(&found.of, write.site.number(), &account);
+        let reader = format!("Revision service account {account}");
+        let why = read.err()?.told(&found.of, write.site.number(), &reader);
         Some(Violation::new(found.field, why))
     });
     refused.collect()
