@@ -93,6 +93,8 @@ pub fn auth_clients() -> Result<PathBuf> {
 #[derive(Debug)]
 pub struct Wheels {
     _files: Files,
+    /// Has a project with the lock file of uv in `uv`, and of poetry in `poetry`.
+    pub locks: PathBuf,
     /// What pip calls its index-url.
     pub url: String,
 }
@@ -105,6 +107,7 @@ impl Wheels {
         let files = Files::serve(Path::new(dir.trim()))?;
         Ok(Self {
             url: format!("{}/simple", files.url),
+            locks: Path::new(dir.trim()).join("locks"),
             _files: files,
         })
     }

@@ -208,6 +208,51 @@ fn a_python_app_gets_its_packages_from_the_index() {
     user.leaves();
 }
 
+#[test]
+fn what_uv_and_poetry_lock_comes_from_the_index() {
+    let wheels = Wheels::serve().expect("an index");
+    let flags = [
+        "--build-index",
+        &format!("pip={}", wheels.url),
+        "--build-base",
+        "python=us-central1-docker.pkg.dev/my-project/base/python:debian",
+    ];
+    let mut user = User::with(&flags, Client::Homerun);
+    user.import_language("python");
+    for name in ["uv", "poetry"] {
+        let of = |file: &str| fs::read_to_string(wheels.locks.join(name).join(file)).expect("of the script");
+        let lock = format!("{name}.lock");
+        // Nothing but the lock file tells the version.
+        assert!(of(&lock).contains("https://pypi.org/simple"));
+        let files = [
+            ("main.py", FLASK),
+            ("pyproject.toml", &of("pyproject.toml")),
+            (&lock, &of(&lock)),
+        ];
+        directory(&user, name, &files);
+        let url = user.deploy(name, &format!("--source={name}"));
+        let said = user.get(&url);
+        assert!(said.contains("\"flask\":\"3."), "{said}");
+        let log = log_of_the_last(&mut user);
+        for line in [
+            &format!("note: packages by pip in the versions that {name} knows, because of {lock}"),
+            &format!("package index of pip: {}/", wheels.url),
+        ] {
+            assert!(log.lines().any(|of| of == line), "no line {line} in {log}");
+        }
+        let text = of(&lock);
+        let (first, rest) = text.split_once("sha256:").expect("hashes");
+        let others = rest.split("sha256:").map(|hash| format!("sha256:0000{}", &hash[4..]));
+        let wrong = first.to_owned() + &others.collect::<String>();
+        directory(&user, name, &[(&lock, &wrong)]);
+        let said = user.refused(&format!(
+            "gcloud run deploy {name} --source={name} $REGION --quiet 2>&1"
+        ));
+        assert!(said.contains("DO NOT MATCH THE HASHES"), "{said}");
+    }
+    user.leaves();
+}
+
 const HONO: &str = r#"
 import { readFileSync } from "node:fs";
 import { serve } from "@hono/node-server";
@@ -269,6 +314,41 @@ fn a_node_app_gets_its_packages_from_the_registry() {
     let seen = packages.seen();
     for path in ["/@hono%2fnode-server", "/hono"] {
         assert!(seen.iter().any(|of| of == path), "no {path} in {seen:?}");
+    }
+    user.leaves();
+}
+
+#[test]
+fn what_yarn_locks_comes_from_the_registry() {
+    let packages = Packages::serve().expect("a registry");
+    let flags = [
+        "--build-index",
+        &format!("npm={}", packages.url),
+        "--build-base",
+        "node=us-central1-docker.pkg.dev/my-project/base/node:debian",
+    ];
+    let mut user = User::with(&flags, Client::Homerun);
+    user.import_language("node");
+    let of_app = |name: &str| fs::read_to_string(packages.dir.join("yarn").join(name)).expect("of the script");
+    directory(
+        &user,
+        "app",
+        &[
+            ("server.js", HONO),
+            ("package.json", &of_app("package.json")),
+            ("yarn.lock", &of_app("yarn.lock")),
+            (".yarnrc.yml", ""),
+        ],
+    );
+    let url = user.deploy("app", "--source=app");
+    let said = user.get(&url);
+    assert!(said.contains("\"node\":\"18."), "{said}");
+    let log = log_of_the_last(&mut user);
+    assert!(log.contains("note: packages by yarn, because of yarn.lock"), "{log}");
+    let seen = packages.seen();
+    for part in ["/@yarnpkg/cli-dist/-/", "/hono/-/", "/@hono/node-server/-/"] {
+        let is_it = |path: &String| path.replace("%2f", "/").contains(part);
+        assert!(seen.iter().any(is_it), "no {part} in {seen:?}");
     }
     user.leaves();
 }

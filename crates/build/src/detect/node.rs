@@ -74,9 +74,12 @@ struct Manager {
 enum Brought {
     /// It is in the base image.
     Already,
-    /// It is a package of npm's, in the version that the program names.
-    ByNpm,
-    ByCorepack,
+    /// It is this package of npm's, in the version that the program names.
+    ByNpm {
+        package: &'static str,
+        /// In the place of another of its name.
+        replaces: bool,
+    },
 }
 
 const NPM: Manager = Manager {
@@ -97,7 +100,10 @@ const SHRINKWRAP: Manager = Manager {
 const PNPM: Manager = Manager {
     lock: "pnpm-lock.yaml",
     name: "pnpm",
-    brought: Brought::ByNpm,
+    brought: Brought::ByNpm {
+        package: "pnpm",
+        replaces: false,
+    },
     relock: None,
     all: &["pnpm", "install", "--frozen-lockfile", "--prod=false"],
     used: &["pnpm", "install", "--frozen-lockfile", "--prod"],
@@ -117,12 +123,24 @@ const YARN: Manager = Manager {
     prune: None,
 };
 
-/// Yarn from its second version on, which has another grammar.
+/// Installs by yarn from its second version on. It reads no configuration of npm's, wants to be told of a registry without
+/// TLS, and would otherwise lay packages where only programs that it starts find them.
+const BERRY_INSTALL: &[&str] = &[
+    "/bin/sh",
+    "-c",
+    "YARN_NPM_REGISTRY_SERVER=\"$(npm config get registry)\" YARN_UNSAFE_HTTP_WHITELIST=127.0.0.1 YARN_ENABLE_TELEMETRY=0 \
+     YARN_NODE_LINKER=node-modules exec yarn install --immutable",
+];
+
+/// Yarn from its second version on, which has another grammar. The base image has its first version under the same name.
 const BERRY: Manager = Manager {
-    brought: Brought::ByCorepack,
+    brought: Brought::ByNpm {
+        package: "@yarnpkg/cli-dist",
+        replaces: true,
+    },
     relock: None,
-    all: &["yarn", "install", "--immutable"],
-    used: &["yarn", "install", "--immutable"],
+    all: BERRY_INSTALL,
+    used: BERRY_INSTALL,
     ..YARN
 };
 
@@ -199,8 +217,10 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
         ));
     }
     let bring: Option<Vec<String>> = match manager.brought {
-        Brought::ByCorepack if installs => Some(["corepack", "enable"].map(str::to_owned).to_vec()),
-        Brought::ByNpm if installs => {
+        Brought::ByNpm {
+            package: called,
+            replaces,
+        } if installs => {
             let version = version(&package, manager.name)?;
             if version.is_none() {
                 notes.push(format!(
@@ -209,10 +229,12 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
                 ));
             }
             let version = version.map(|version| format!("@{version}")).unwrap_or_default();
-            let package = format!("{}{version}", manager.name);
-            Some(["npm", "install", "--global", &package].map(str::to_owned).to_vec())
+            let package = format!("{called}{version}");
+            let force: &[&str] = if replaces { &["--force"] } else { &[] };
+            let words = [&["npm", "install", "--global"], force, &[&package]].concat();
+            Some(words.into_iter().map(str::to_owned).collect())
         }
-        Brought::Already | Brought::ByCorepack | Brought::ByNpm => None,
+        Brought::Already | Brought::ByNpm { .. } => None,
     };
     let build = ["gcp-build", "build"]
         .into_iter()

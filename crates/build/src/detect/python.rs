@@ -1,4 +1,4 @@
-//! Python: packages by uv, poetry or pip; the server by what the program imports and requires.
+//! Python: packages by pip, in the versions of uv's or poetry's lock file where there is one; the server by what the program imports and requires.
 
 use std::collections::BTreeSet;
 
@@ -194,15 +194,73 @@ fn django(given: Given<'_>, has_server: bool) -> Result<Entry, Refusal> {
     }
 }
 
+const PIP: [&str; 4] = ["python3", "-m", "pip", "install"];
+const PIP_ENV: &str =
+    "PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_BREAK_SYSTEM_PACKAGES=1";
+
+/// What a lock file asks for, as pip reads it.
+const WANTED: &str = "/requirements.txt";
+
+/// A program with a lock file of its own. The file names URLs of the index that it was made with; so it is turned into
+/// requirements with their hashes, which pip gets from its own index. The program itself is in no image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Locker {
+    name: &'static str,
+    lock: &'static str,
+    packages: &'static [&'static str],
+    env: &'static str,
+    export: &'static [&'static str],
+    without_hashes: &'static str,
+}
+
+const UV: Locker = Locker {
+    name: "uv",
+    lock: "uv.lock",
+    packages: &["uv"],
+    env: "UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never",
+    export: &["uv", "export", "--quiet", "--frozen", "--no-dev", "--no-emit-project"],
+    without_hashes: "--no-hashes",
+};
+
+const POETRY: Locker = Locker {
+    name: "poetry",
+    lock: "poetry.lock",
+    packages: &["poetry", "poetry-plugin-export"],
+    env: "POETRY_NO_INTERACTION=1 POETRY_VIRTUALENVS_CREATE=false",
+    export: &["poetry", "export", "--only", "main", "--without-urls"],
+    without_hashes: "--without-hashes",
+};
+
+/// Whether the project asks for what is among its own sources: a member of its workspace, or a path. pip has no hashes for
+/// these.
+fn names_paths(project: &toml::Table) -> bool {
+    let of_uv = project.get("tool").and_then(|tool| tool.get("uv"));
+    let sources = of_uv.and_then(|uv| uv.get("sources")?.as_table());
+    let wanted = poetry(project).and_then(|poetry| poetry.get("dependencies")?.as_table());
+    let by_path = |source: &toml::Value| source.get("path").is_some() || source.get("workspace").is_some();
+    let any = |table: Option<&toml::Table>| table.is_some_and(|table| table.values().any(by_path));
+    of_uv.is_some_and(|uv| uv.get("workspace").is_some()) || any(sources) || any(wanted)
+}
+
+/// Whether uv installs the project itself.
+fn is_package(project: &toml::Table) -> bool {
+    let said = project
+        .get("tool")
+        .and_then(|tool| tool.get("uv")?.get("package")?.as_bool());
+    said.unwrap_or_else(|| project.contains_key("build-system"))
+}
+
+/// The stage that becomes the image.
+fn begin<'f>(file: &'f mut Dockerfile, base: &str) -> &'f mut Dockerfile {
+    file.last(base).work_in("/app").env("PYTHONUNBUFFERED=1").env(PIP_ENV)
+}
+
 pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
     let tree = given.tree;
     let entry = entry(given)?;
     let mut notes = Vec::new();
     let mut file = Dockerfile::begin();
-    file.last(given.bases.of(Base::Python))
-        .work_in("/app")
-        .env("PYTHONUNBUFFERED=1")
-        .env("PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_BREAK_SYSTEM_PACKAGES=1");
+    let base = given.bases.of(Base::Python);
     let is_project = tree.has("pyproject.toml") && is_project(tree)?;
     if tree.has("uv.lock") && tree.has("poetry.lock") {
         return Err(Refusal::TwoLocks {
@@ -210,29 +268,50 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
             second: "poetry.lock".to_owned(),
         });
     }
-    let pip = ["python3", "-m", "pip", "install"];
-    if is_project && tree.has("uv.lock") {
-        file.run(&[&pip[..], &["uv"]].concat())
-            .env("UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never PATH=/app/.venv/bin:$PATH")
-            .copy(&["pyproject.toml", "uv.lock"])
-            .run(&["uv", "sync", "--frozen", "--no-dev", "--no-install-project"])
-            .copy_all_owned()
-            .run(&["uv", "sync", "--frozen", "--no-dev"]);
-        notes.push("packages by uv, because of uv.lock".to_owned());
-    } else if is_project && tree.has("poetry.lock") {
-        file.run(&[&pip[..], &["poetry"]].concat())
-            .env("POETRY_VIRTUALENVS_IN_PROJECT=1 POETRY_NO_INTERACTION=1 PATH=/app/.venv/bin:$PATH")
-            .copy(&["pyproject.toml", "poetry.lock"])
-            .run(&["poetry", "install", "--only", "main", "--no-root", "--no-cache"])
-            .copy_all_owned();
-        notes.push("packages by poetry, because of poetry.lock".to_owned());
-    } else if tree.has("requirements.txt") {
+    let locker = [UV, POETRY]
+        .into_iter()
+        .find(|locker| is_project && tree.has(locker.lock));
+    if let Some(locker) = locker {
+        let project = project(tree)?;
+        let by_path = names_paths(&project);
+        file.stage(base, "lock").work_in("/app").env(PIP_ENV);
+        file.run(&[&PIP[..], locker.packages].concat()).env(locker.env);
+        if by_path {
+            file.copy_all();
+        } else {
+            file.copy(&["pyproject.toml", locker.lock]);
+        }
+        let hashes: &[&str] = if by_path { &[locker.without_hashes] } else { &[] };
+        file.run(&[locker.export, hashes, &["-o", WANTED]].concat());
+        begin(&mut file, base).copy_from("lock", WANTED, WANTED);
+        let install = [&PIP[..], &["--requirement", WANTED]].concat();
+        if by_path {
+            file.copy_all_owned().run(&install);
+        } else {
+            file.run(&install).copy_all_owned();
+        }
+        if locker == UV && is_package(&project) {
+            file.run(&[&PIP[..], &["--no-deps", "."]].concat());
+        }
+        let Locker { name, lock, .. } = locker;
+        notes.push(format!(
+            "packages by pip in the versions that {name} knows, because of {lock}"
+        ));
+        return Ok(Draft {
+            dockerfile: file,
+            entry,
+            notes,
+            ignore: IGNORE,
+        });
+    }
+    begin(&mut file, base);
+    if tree.has("requirements.txt") {
         let wanted: Vec<&str> = lines(tree.text("requirements.txt")).collect();
         // What is named by a path is among the sources.
         let by_path = wanted
             .iter()
             .any(|line| line.starts_with(['-', '.', '/']) || line.contains("file:"));
-        let install = [&pip[..], &["--requirement", "requirements.txt"]].concat();
+        let install = [&PIP[..], &["--requirement", "requirements.txt"]].concat();
         if wanted.is_empty() {
             file.copy_all_owned();
             notes.push("requirements.txt asks for nothing, and nothing is installed".to_owned());
@@ -250,7 +329,7 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
             instead: "add requirements.txt (pipenv requirements > requirements.txt), or a Dockerfile".to_owned(),
         });
     } else if is_project {
-        file.copy_all_owned().run(&[&pip[..], &["."]].concat());
+        file.copy_all_owned().run(&[&PIP[..], &["."]].concat());
         notes.push(
             "packages by pip, because of pyproject.toml; it has no lock file, so that versions may change".to_owned(),
         );
