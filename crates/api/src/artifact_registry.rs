@@ -215,7 +215,7 @@ fn from_images(error: image::Error) -> Error {
             Code::Unavailable
         }
     };
-    Error::new(code, crate::error::told(&error))
+    Error::new(code, model::with_causes(&error))
 }
 
 /// Runs work that blocks on the disk off the async threads.

@@ -154,7 +154,7 @@ async fn submit(surface: &Surface, build: Build) -> Result<Build, Error> {
     let cache = build.recipe.pack.as_ref().and_then(|pack| pack.cache_image.as_ref());
     for name in build.images.iter().chain(cache) {
         let reference = name.parse::<image::Reference>();
-        let reference = reference.map_err(|error| Error::field("images", crate::error::told(&error)))?;
+        let reference = reference.map_err(|error| Error::field("images", model::with_causes(&error)))?;
         artifact_registry::ensure(surface, reference.repository()).await?;
     }
     let written = build.clone();

@@ -3,11 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use http::{Response, StatusCode};
+use model::with_causes;
 use serde_json::{Value, json};
 
 use crate::{
     document::{self, Findings, Object, short},
-    error::{Code, Error, told},
+    error::{Code, Error},
     query::Query,
     reply::{self, Body},
     surface::Surface,
@@ -26,7 +27,7 @@ pub(crate) async fn answer(surface: &Surface, request: http::Request<Body>) -> R
             error = &error as &dyn std::error::Error,
             "image content was not collected"
         );
-        unavailable(told(&error))
+        unavailable(with_causes(&error))
     })?;
     let answer = json!({
         "blobs": collected.blobs,

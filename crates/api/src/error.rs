@@ -4,17 +4,6 @@ use http::StatusCode;
 use model::{Permission, Violation};
 use serde_json::{Value, json};
 
-/// An error with its causes, in one line.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// The canonical codes that are answered here. Never one of HTTP's 5xx for what the caller did: gcloud repeats those for
 /// half a minute before it shows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +165,7 @@ impl From<store::TransactError<Error>> for Error {
             store::TransactError::Refused(refused) => refused,
             store::TransactError::Storage(source) => {
                 tracing::error!(error = &source as &dyn std::error::Error, "a write was not stored");
-                Self::new(Code::Unavailable, told(&source))
+                Self::new(Code::Unavailable, model::with_causes(&source))
             }
         }
     }

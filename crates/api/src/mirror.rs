@@ -3,11 +3,12 @@
 
 use http::{Method, Response, StatusCode};
 use image::{Meaning, Names, Prefix, Reference, Tag, is_own_host};
+use model::with_causes;
 use serde_json::{Value, json};
 
 use crate::{
     document::{self, Findings, Object, short},
-    error::{Code, Error, told},
+    error::{Code, Error},
     query::Query,
     reply::{self, Body},
     run::call::unimplemented,
@@ -92,7 +93,7 @@ async fn list(surface: &Surface) -> Result<Response<Body>, Error> {
     let found = tokio::task::spawn_blocking(move || images.mirrors()).await;
     let found = found
         .map_err(|error| Error::new(Code::Unavailable, error.to_string()))?
-        .map_err(|error| Error::new(Code::Unavailable, told(&error)))?;
+        .map_err(|error| Error::new(Code::Unavailable, with_causes(&error)))?;
     let mirrors: Vec<Value> = found
         .iter()
         .map(|mirror| match &mirror.meaning {
@@ -199,7 +200,7 @@ fn names(root: &mut Object<'_>, field: &str) -> Option<Names> {
         Err(error) => {
             root.say(
                 field,
-                format!("\"{}\" is no image name: {}", short(&text), told(&error)),
+                format!("\"{}\" is no image name: {}", short(&text), with_causes(&error)),
             );
             None
         }
@@ -214,5 +215,5 @@ fn failed(error: &image::Error, name: &str) -> Error {
     if absent {
         return Error::not_found(format!("{name} is not stored here: push or import it"));
     }
-    Error::new(Code::Unavailable, told(error))
+    Error::new(Code::Unavailable, with_causes(error))
 }

@@ -8,14 +8,14 @@ mod upload;
 
 use bucket::Object;
 use http::{Method, Response, StatusCode, request::Parts};
-use model::{Bucket, BucketName};
+use model::{Bucket, BucketName, with_causes};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use crate::{
     cloud_build,
     document::{self, Findings, Object as Document, short},
-    error::{Code, Error, told},
+    error::{Code, Error},
     page::page,
     query::Query,
     reply::{self, Body},
@@ -347,7 +347,7 @@ fn from_objects(error: bucket::Error) -> Error {
             Code::Unavailable
         }
     };
-    Error::new(code, told(&error))
+    Error::new(code, with_causes(&error))
 }
 
 /// Runs work that blocks on the disk off the async threads.

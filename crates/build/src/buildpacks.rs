@@ -18,11 +18,12 @@ use std::{
 
 use engine::{BuilderMount, BuilderSpec, Privileges};
 use image::{Digest, Reference, ResolveError, Tag, Version};
-use model::{Build, BuiltImage, Pack};
+use model::{Build, BuiltImage, Pack, with_causes};
 
+pub(crate) use self::descriptor::Member;
 use self::{
     builder::{Builder, CREATOR},
-    descriptor::{Descriptor, Member},
+    descriptor::Descriptor,
     registry::{Pushed, Registry},
 };
 use crate::{
@@ -30,7 +31,8 @@ use crate::{
     disk::Growth,
     index::Reader,
     log::Log,
-    relay::{self, told},
+    relay,
+    reuse::{self, Memory},
     root,
     work::{Place, Stop, Until, Work, latest, open_source, references},
 };
@@ -60,6 +62,8 @@ struct Source {
     group: Vec<Member>,
     /// Files, and bytes of the archive.
     size: (u64, u64),
+    /// Of what is built.
+    sum: String,
 }
 
 /// A builder's image, unpacked.
@@ -120,8 +124,24 @@ impl Work {
             }) => turn?,
             stop = until.reached() => return Err(stop),
         };
-        log.say("BUILD").await?;
         let indexes = &self.links.indexes;
+        let made_of = reuse::Packed {
+            source: &source.sum,
+            pack: &source.pack,
+            group: &source.group,
+            builder: found.digest,
+            run: (&run, run_digest),
+        };
+        let key = made_of.key(indexes);
+        let mut memory = tokio::task::block_in_place(|| Memory::read(&cache.storage));
+        if !build.recipe.no_cache
+            && let Some((earlier, digest)) = memory.unchanged(&key, &self.links.images, &references).await
+        {
+            log.say(&format!("unchanged since build {}: {image}@{digest}", earlier.id))
+                .await?;
+            return self.name(&references, digest, log).await.map(Some);
+        }
+        log.say("BUILD").await?;
         let mut variables = source.pack.environment.clone();
         for index in indexes {
             log.say(&format!("package index of {}: {index}", index.kind())).await?;
@@ -141,13 +161,15 @@ impl Work {
 
         let secret = format!("{:032x}", (self.links.chance)());
         let cache_image = source.pack.cache_image.as_deref().map(str::parse::<Reference>);
-        let cache_image = cache_image.transpose().map_err(|error| Stop::Failed(told(&error)))?;
+        let cache_image = cache_image
+            .transpose()
+            .map_err(|error| Stop::Failed(with_causes(&error)))?;
         let registry = Arc::new(Registry::new(self.links.images.clone(), &secret));
         registry.show(registry::path_of(&run), run_digest);
         for written in [Some(first), cache_image.as_ref()].into_iter().flatten() {
             let tag = written.tag().cloned().unwrap_or_else(Tag::latest);
             let stored = self.links.images.tag(written.repository(), &tag);
-            let stored = stored.map_err(|error| Stop::Broken(told(&error)))?;
+            let stored = stored.map_err(|error| Stop::Broken(with_causes(&error)))?;
             registry.offer(registry::path_of(written), stored);
         }
         let run = Reference::pinned(run.repository().clone(), run_digest);
@@ -211,6 +233,12 @@ impl Work {
         {
             self.give_names(&pushed, std::slice::from_ref(cache), log).await?;
         }
+        if let Some(image) = images.first() {
+            memory.remember(key, &build.id, &image.digest, &[]);
+        }
+        if let Err(error) = tokio::task::block_in_place(|| memory.write(&cache.storage)) {
+            tracing::warn!(%error, "what a build was made of is not remembered");
+        }
         Ok(Some(images))
     }
 
@@ -225,7 +253,7 @@ impl Work {
         };
         let (objects, source, context) = (self.links.objects.clone(), build.source.clone(), place.of("context"));
         let looked = tokio::task::spawn_blocking(move || {
-            let failed = |error: &dyn std::error::Error| Stop::Failed(told(error));
+            let failed = |error: &dyn std::error::Error| Stop::Failed(with_causes(error));
             let (object, file) = open_source(&objects, &source)?;
             let unpacked = archive::unpack(file, &context, archive::LIMITS, latest(&object));
             let files = unpacked.map_err(|error| failed(&error))?.files;
@@ -271,6 +299,7 @@ impl Work {
                 pack,
                 group: descriptor.group,
                 size: (files, object.size),
+                sum: reuse::sum(&directory)?,
             }))
         });
         looked.await.map_err(io::Error::other)?
@@ -300,7 +329,8 @@ impl Work {
         let mut why = Vec::new();
         for name in named {
             let reference = name.parse::<Reference>();
-            let reference = reference.map_err(|error| Stop::Failed(format!("run image {name}: {}", told(&error))))?;
+            let reference =
+                reference.map_err(|error| Stop::Failed(format!("run image {name}: {}", with_causes(&error))))?;
             match self.links.images.resolve(&reference).await {
                 Ok(resolved) => return Ok((reference, resolved.digest)),
                 Err(error) => why.push(absent("run image", &error)),
@@ -324,7 +354,7 @@ impl Work {
         };
         let version = Version::Digest(stored);
         let manifest = tokio::task::block_in_place(|| self.links.images.manifest(image.repository(), &version));
-        let manifest = manifest.map_err(|error| Stop::Failed(told(&error)))?;
+        let manifest = manifest.map_err(|error| Stop::Failed(with_causes(&error)))?;
         Ok(Pushed {
             media_type: manifest.media_type,
             content: manifest.content.into(),
@@ -342,7 +372,10 @@ impl Work {
                 self.links
                     .images
                     .put_manifest(reference.repository(), &version, &pushed.media_type, &pushed.content);
-            let digest = put.await.map_err(|error| Stop::Failed(told(&error)))?.to_string();
+            let digest = put
+                .await
+                .map_err(|error| Stop::Failed(with_causes(&error)))?
+                .to_string();
             log.say(&format!("{name}: {digest}")).await?;
             images.push(BuiltImage { name, digest });
         }
@@ -370,7 +403,7 @@ fn host() -> String {
 }
 
 fn of_builder(source: &Source, error: &dyn std::error::Error) -> Stop {
-    Stop::Failed(format!("builder {}: {}", source.builder, told(error)))
+    Stop::Failed(format!("builder {}: {}", source.builder, with_causes(error)))
 }
 
 fn absent(what: &str, error: &ResolveError) -> String {
@@ -381,7 +414,7 @@ fn absent(what: &str, error: &ResolveError) -> String {
     } else {
         ""
     };
-    format!("{what}: {}{hint}", told(error))
+    format!("{what}: {}{hint}", with_causes(error))
 }
 
 /// Makes the directories of a builder, each its user's. Blocks on the disk.

@@ -20,6 +20,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 use image::{Digest, Images, Reference, Repository, Version};
+use model::with_causes;
 use serde_json::json;
 use tokio::{io::AsyncRead as _, task::JoinSet};
 
@@ -207,14 +208,14 @@ async fn manifest(
         } else {
             StatusCode::BAD_REQUEST
         };
-        refusal(status, "MANIFEST_UNKNOWN", &told(&error))
+        refusal(status, "MANIFEST_UNKNOWN", &with_causes(&error))
     })?;
     let (images, digest) = (images.clone(), resolved.digest);
     let stored = tokio::task::spawn_blocking(move || images.manifest(&repository, &Version::Digest(digest))).await;
     let gone = |why: String| refusal(StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN", &why);
     let stored = stored
         .map_err(|error| gone(error.to_string()))?
-        .map_err(|error| gone(told(&error)))?;
+        .map_err(|error| gone(with_causes(&error)))?;
     served.note(&reference, digest);
     Ok(shown(digest, &stored.media_type, stored.content, is_head))
 }
@@ -263,7 +264,7 @@ pub(crate) async fn blob(images: &Images, digest: Digest, is_head: bool) -> Resu
     });
     let unknown = |why: String| refusal(StatusCode::NOT_FOUND, "BLOB_UNKNOWN", &why);
     let blob = opened.await.map_err(|error| unknown(error.to_string()))?;
-    let blob = blob.map_err(|error| unknown(told(&error)))?;
+    let blob = blob.map_err(|error| unknown(with_causes(&error)))?;
     let length = blob.length;
     let body = FileBody {
         file: tokio::fs::File::from_std(blob.file),
@@ -316,17 +317,6 @@ impl hyper::body::Body for FileBody {
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ use std::{
 };
 
 use image::{Digest, Images, Reference, Version};
-use model::{BuildId, Recipe, SecretRef};
+use model::{BuildId, Pack, Recipe, SecretRef};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::{index::Index, layer, take::Layers};
+use crate::{buildpacks::Member, index::Index, layer, take::Layers};
 
 /// How many ways in which an image was built are remembered; the newest.
 const REMEMBERED: usize = 32;
@@ -142,10 +142,7 @@ pub(crate) fn key(
     builder: &str,
     indexes: &[Index],
 ) -> String {
-    let indexes: Vec<String> = indexes
-        .iter()
-        .map(|index| format!("{}={index}", index.kind()))
-        .collect();
+    let indexes = named(indexes);
     let mut parts = serde_json::json!({
         "version": VERSION,
         "source": source,
@@ -162,6 +159,41 @@ pub(crate) fn key(
         parts["secrets"] = serde_json::json!(secrets);
     }
     layer::name(Sha256::new_with_prefix(parts.to_string()))
+}
+
+fn named(indexes: &[Index]) -> Vec<String> {
+    let named = indexes.iter().map(|index| format!("{}={index}", index.kind()));
+    named.collect()
+}
+
+/// What decides on an image that buildpacks make.
+pub(crate) struct Packed<'p> {
+    pub(crate) source: &'p str,
+    pub(crate) pack: &'p Pack,
+    pub(crate) group: &'p [Member],
+    pub(crate) builder: Digest,
+    /// The name is in the image's labels.
+    pub(crate) run: (&'p Reference, Digest),
+}
+
+impl Packed<'_> {
+    /// As one name.
+    pub(crate) fn key(&self, indexes: &[Index]) -> String {
+        let (run, run_digest) = &self.run;
+        let parts = serde_json::json!({
+            "version": VERSION,
+            "source": self.source,
+            "environment": self.pack.environment,
+            "process": self.pack.process,
+            // It would not be written.
+            "cache": self.pack.cache_image,
+            "group": self.group,
+            "builder": self.builder.to_string(),
+            "run": [run.to_string(), run_digest.to_string()],
+            "indexes": named(indexes),
+        });
+        layer::name(Sha256::new_with_prefix(format!("buildpacks {parts}")))
+    }
 }
 
 /// A sum over the files of a source: names, content, who may run them, links, directories. Not their times, and not the
@@ -332,6 +364,81 @@ mod tests {
             ),
         ] {
             assert_ne!(other, expected);
+        }
+    }
+
+    #[test]
+    fn everything_that_buildpacks_see_counts() {
+        let digest = |of: char| -> Digest {
+            let text = format!("sha256:{}", of.to_string().repeat(64));
+            text.parse().expect("a digest")
+        };
+        let run: Reference = "gcr.io/a/run:1".parse().expect("a name");
+        let other_run: Reference = "gcr.io/a/run:2".parse().expect("a name");
+        let pack = Pack::default();
+        let red = Pack {
+            environment: vec![("COLOR".to_owned(), "red".to_owned())],
+            ..Pack::default()
+        };
+        let worker = Pack {
+            process: Some("worker".to_owned()),
+            ..Pack::default()
+        };
+        let group = [Member {
+            id: "a/b".to_owned(),
+            version: None,
+        }];
+        let plain = || Packed {
+            source: "s",
+            pack: &pack,
+            group: &[],
+            builder: digest('a'),
+            run: (&run, digest('b')),
+        };
+        let expected = plain().key(&[]);
+        assert_eq!(plain().key(&[]), expected);
+        let index = Index::parse("pip=https://h.example").expect("an index");
+        assert_ne!(plain().key(&[index]), expected);
+        for (other, what) in [
+            (Packed { source: "t", ..plain() }, "source"),
+            (Packed { pack: &red, ..plain() }, "environment"),
+            (
+                Packed {
+                    pack: &worker,
+                    ..plain()
+                },
+                "process",
+            ),
+            (
+                Packed {
+                    group: &group,
+                    ..plain()
+                },
+                "group",
+            ),
+            (
+                Packed {
+                    builder: digest('c'),
+                    ..plain()
+                },
+                "builder",
+            ),
+            (
+                Packed {
+                    run: (&run, digest('c')),
+                    ..plain()
+                },
+                "run image",
+            ),
+            (
+                Packed {
+                    run: (&other_run, digest('b')),
+                    ..plain()
+                },
+                "its name",
+            ),
+        ] {
+            assert_ne!(other.key(&[]), expected, "{what}");
         }
     }
 

@@ -16,6 +16,7 @@ use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building, Privileges};
 use image::{Digest, Reference, Tag};
 use model::{
     Build, BuildState, BuiltImage, Recipe, RecipeSecret, SecretRef, SecretValue, StorageSource, Timestamp, VersionRef,
+    with_causes,
 };
 use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 
@@ -28,7 +29,7 @@ use crate::{
     index::{self, Reader},
     layer::Times,
     log::{self, Log},
-    relay::{self, told},
+    relay,
     reuse::{self, Memory},
     root,
     served::Served,
@@ -342,11 +343,11 @@ impl Work {
             )));
         }
         let taken = tokio::task::block_in_place(|| take::take(&out, &to, &bases, &layers, &times));
-        let layers = taken.map_err(|error| Stop::Broken(told(&error)))?;
+        let layers = taken.map_err(|error| Stop::Broken(with_causes(&error)))?;
         // From here on it is not interrupted: a name is given or is not.
         until.for_short(async { Ok(()) }).await?;
         let imported = self.links.images.import_layout(&to, Some(first)).await;
-        let imported = imported.map_err(|error| Stop::Failed(told(&error)))?;
+        let imported = imported.map_err(|error| Stop::Failed(with_causes(&error)))?;
         let digest = imported.first().map(|image| image.digest);
         let digest = digest.ok_or_else(|| Stop::Broken("the builder left no image".to_owned()))?;
         for other in references
@@ -354,7 +355,7 @@ impl Work {
             .filter(|other| other.repository() != first.repository())
         {
             let imported = self.links.images.import_layout(&to, Some(other)).await;
-            imported.map_err(|error| Stop::Failed(told(&error)))?;
+            imported.map_err(|error| Stop::Failed(with_causes(&error)))?;
         }
         let images = self.name(&references, digest, log).await?;
         memory.keep_layers(bases.epoch, layers, &bases.layers);
@@ -385,12 +386,17 @@ impl Work {
     }
 
     /// Points all names of a build at its image, which their repositories hold.
-    async fn name(&self, references: &[Reference], digest: Digest, log: &mut Log) -> Result<Vec<BuiltImage>, Stop> {
+    pub(crate) async fn name(
+        &self,
+        references: &[Reference],
+        digest: Digest,
+        log: &mut Log,
+    ) -> Result<Vec<BuiltImage>, Stop> {
         let mut images = Vec::new();
         for reference in references {
             let tag = reference.tag().cloned().unwrap_or_else(Tag::latest);
             let tagged = self.links.images.add_tag(reference.repository(), &tag, &digest);
-            tagged.await.map_err(|error| Stop::Failed(told(&error)))?;
+            tagged.await.map_err(|error| Stop::Failed(with_causes(&error)))?;
             let name = format!("{}:{}", reference.repository(), tag.as_str());
             log.say(&format!("{name}: {digest}")).await?;
             images.push(BuiltImage {
@@ -411,7 +417,7 @@ impl Work {
         let fetched = tokio::task::spawn_blocking(move || {
             let (object, file) = open_source(&objects, &source)?;
             let unpacked = archive::unpack(file, &to, archive::LIMITS, latest(&object));
-            let contents = unpacked.map_err(|error| Stop::Failed(told(&error)))?;
+            let contents = unpacked.map_err(|error| Stop::Failed(with_causes(&error)))?;
             let has_dockerfile = looks_right(&to, &recipe)?;
             let directory = to.join(&recipe.directory);
             let generated = (!has_dockerfile).then(|| generate::generate(&directory, &bases, &beside));
@@ -427,7 +433,7 @@ impl Work {
         };
         if let Some(generated) = generated {
             log.say("DETECT").await?;
-            let generated = generated.map_err(|error| Stop::Failed(told(&error)))?;
+            let generated = generated.map_err(|error| Stop::Failed(with_causes(&error)))?;
             log.say(generated.plan.to_string().trim_end()).await?;
             fetched.generated = Some(generated);
         }
@@ -471,7 +477,7 @@ impl Work {
             .engine
             .build(spec)
             .await
-            .map_err(|error| Stop::Broken(told(&error)))?;
+            .map_err(|error| Stop::Broken(with_causes(&error)))?;
         let followed = {
             let listener = building.listener.try_clone()?;
             let served = serve(listener);
@@ -501,13 +507,13 @@ impl Work {
 pub(crate) fn references(build: &Build) -> Result<Vec<Reference>, Stop> {
     let references = build.images.iter().map(|name| name.parse::<Reference>());
     let references: Result<Vec<_>, _> = references.collect();
-    references.map_err(|error| Stop::Failed(told(&error)))
+    references.map_err(|error| Stop::Failed(with_causes(&error)))
 }
 
 /// Opens a source, which must be the one that was meant. Blocks on the disk.
 pub(crate) fn open_source(objects: &Objects, source: &StorageSource) -> Result<(Object, File), Stop> {
     let opened = objects.read(&source.bucket, &source.object);
-    let (object, file) = opened.map_err(|error| Stop::Failed(told(&error)))?;
+    let (object, file) = opened.map_err(|error| Stop::Failed(with_causes(&error)))?;
     if let Some(wanted) = source.generation.filter(|wanted| *wanted != object.generation) {
         let (bucket, name, now) = (&source.bucket, &source.object, object.generation);
         return Err(Stop::Failed(format!(

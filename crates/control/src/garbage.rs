@@ -6,10 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use engine::Engine;
 use image::{Digest, Images, Repository, Version};
-use model::{ImageVersion, ProjectId, Timestamp, bare_digest, cleaned_up};
+use model::{ImageVersion, ProjectId, Timestamp, bare_digest, cleaned_up, with_causes};
 use store::{Snapshot, Store};
-
-use crate::turn::told;
 
 /// How long content stays that nobody names: a push of many layers, and a deploy of an image whose tag moved on, are
 /// done within.
@@ -129,13 +127,16 @@ pub async fn keep_clean(
             () = tokio::time::sleep(ROUND) => {}
         }
         if let Err(error) = clean_up(&images, &store.snapshot(), &project, now()).await {
-            tracing::error!(why = told(&error as &dyn Error), "cleanup policies were not applied");
+            tracing::error!(
+                why = with_causes(&error as &dyn Error),
+                "cleanup policies were not applied"
+            );
         }
         let before = SystemTime::now().checked_sub(KEPT).unwrap_or(SystemTime::UNIX_EPOCH);
         match images.forget_uploads(before).await {
             Ok(0) => {}
             Ok(uploads) => tracing::info!(uploads, "gave up uploads that nobody went on with"),
-            Err(error) => tracing::error!(why = told(&error as &dyn Error), "uploads were not given up"),
+            Err(error) => tracing::error!(why = with_causes(&error as &dyn Error), "uploads were not given up"),
         }
         let Some(held) = held() else { continue };
         match images.collect(held, before).await {
@@ -146,7 +147,10 @@ pub async fn keep_clean(
                 layers = collected.layers,
                 "removed image content that nothing needs"
             ),
-            Err(error) => tracing::error!(why = told(&error as &dyn Error), "image content was not collected"),
+            Err(error) => tracing::error!(
+                why = with_causes(&error as &dyn Error),
+                "image content was not collected"
+            ),
         }
     }
 }

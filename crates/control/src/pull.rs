@@ -5,9 +5,7 @@
 use std::error::Error;
 
 use image::{Digest, EnsureError, Images, Reference, ResolveError};
-use model::{Reason, RevisionState, RevisionTemplate, bare_digest};
-
-use crate::turn::told;
+use model::{Reason, RevisionState, RevisionTemplate, bare_digest, with_causes};
 
 /// What a resolve or a pull came to.
 #[derive(Debug)]
@@ -52,15 +50,18 @@ pub(crate) async fn resolve(images: &Images, template: &RevisionTemplate) -> Out
 async fn resolved(images: &Images, image: &str) -> Result<String, (Reason, String)> {
     let reference: Reference = match image.parse() {
         Ok(reference) => reference,
-        Err(error) => return Err((Reason::ContainerMissing, told(&error as &dyn Error))),
+        Err(error) => return Err((Reason::ContainerMissing, with_causes(&error as &dyn Error))),
     };
     match images.resolve(&reference).await {
         Ok(resolved) => Ok(resolved.pinned().to_string()),
         Err(ResolveError::NotFound { .. }) => Err((Reason::ContainerMissing, format!("Image '{image}' not found."))),
-        Err(error @ ResolveError::Mirror { .. }) if error.is_absence() => Err((Reason::ContainerMissing, told(&error))),
-        Err(ResolveError::Store { reference, source }) => {
-            Err((Reason::Internal, told(&ResolveError::Store { reference, source })))
+        Err(error @ ResolveError::Mirror { .. }) if error.is_absence() => {
+            Err((Reason::ContainerMissing, with_causes(&error)))
         }
+        Err(ResolveError::Store { reference, source }) => Err((
+            Reason::Internal,
+            with_causes(&ResolveError::Store { reference, source }),
+        )),
         Err(
             error @ (ResolveError::Unauthorized { .. }
             | ResolveError::Credential { .. }
@@ -69,7 +70,7 @@ async fn resolved(images: &Images, image: &str) -> Result<String, (Reason, Strin
             | ResolveError::Size { .. }
             | ResolveError::Network { .. }
             | ResolveError::Mirror { .. }),
-        ) => Err((Reason::ContainerImageUnusable, told(&error))),
+        ) => Err((Reason::ContainerImageUnusable, with_causes(&error))),
     }
 }
 
@@ -93,11 +94,11 @@ pub(crate) async fn unpack(images: &Images, digest: String, sidecars: &[String])
 }
 
 async fn unpacked(images: &Images, pinned: &str) -> Result<(), String> {
-    let digest: Digest = bare_digest(pinned).parse().map_err(|error| told(&error))?;
+    let digest: Digest = bare_digest(pinned).parse().map_err(|error| with_causes(&error))?;
     match images.ensure(&digest).await {
         Ok(_) => Ok(()),
         Err(error @ (EnsureError::Store { .. } | EnsureError::Layer { .. })) => {
-            Err(format!("image {pinned} cannot be unpacked: {}", told(&error)))
+            Err(format!("image {pinned} cannot be unpacked: {}", with_causes(&error)))
         }
     }
 }

@@ -12,12 +12,12 @@ use std::{collections::BTreeMap, fmt};
 
 use model::{
     InstanceId, InstanceState, Observed, Revealed, RevealedFile, RevealedVariable, Revision, RevisionKey, SecretName,
-    SecretPlace, SecretRef, SecretUse, SecretValue, SecretVersion, Site, Timestamp,
+    SecretPlace, SecretRef, SecretUse, SecretValue, SecretVersion, Site, Timestamp, with_causes,
 };
 use secret::{Owner, Vault};
 use store::Snapshot;
 
-use crate::turn::{Holds, told};
+use crate::turn::Holds;
 
 /// The versions behind the uses of a template, in their order. None: there is no value to be had.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -214,7 +214,7 @@ impl Reader<'_> {
             version: &version.key,
         };
         self.vault.open_value(owner, sealed).map_err(|error| {
-            tracing::error!(error = told(&error), "a value does not open");
+            tracing::error!(error = with_causes(&error), "a value does not open");
             error.to_string()
         })
     }

@@ -6,7 +6,6 @@ mod following;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    error::Error,
     fmt,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +16,7 @@ use engine::Engine;
 use image::Images;
 use model::{
     InstanceId, InstanceSpec, Observed, Reason, Revision, RevisionKey, RevisionState, Room, RouteTable, Routed,
-    ServiceKey, Site, Timestamp, Usage,
+    ServiceKey, Site, Timestamp, Usage, with_causes,
 };
 use store::{Snapshot, Store, TransactError};
 use tokio::{
@@ -232,7 +231,7 @@ impl Control {
                 Ok(()) => tracing::info!(service = %service.key, revision = %name, "revision created"),
                 Err(TransactError::Refused(Superseded)) => {}
                 Err(TransactError::Storage(error)) => {
-                    tracing::error!(service = %service.key, error = told(&error), "cannot store a new revision");
+                    tracing::error!(service = %service.key, error = with_causes(&error), "cannot store a new revision");
                 }
             }
         }
@@ -336,7 +335,7 @@ impl Control {
             (Ok(()), RevisionState::Ready { digest }) => tracing::info!(revision = %key, digest, "revision ready"),
             (Ok(()) | Err(TransactError::Refused(Superseded)), _) => {}
             (Err(TransactError::Storage(error)), _) => {
-                tracing::error!(revision = %key, error = told(&error), "cannot store a revision's state");
+                tracing::error!(revision = %key, error = with_causes(&error), "cannot store a revision's state");
             }
         }
     }
@@ -375,7 +374,7 @@ impl Control {
 
     async fn start(&self, revision: &Revision, spec: InstanceSpec) {
         if let Err(error) = self.links.engine.start(spec).await {
-            tracing::error!(revision = %revision.key, error = told(&error), "cannot start an instance");
+            tracing::error!(revision = %revision.key, error = with_causes(&error), "cannot start an instance");
         }
     }
 
@@ -456,7 +455,7 @@ impl Control {
             Act::Release(id, because) => {
                 tracing::debug!(instance = %id, ?because, "a parked instance is let go");
                 if let Err(error) = self.links.engine.release(&id) {
-                    tracing::error!(instance = %id, error = told(&error), "cannot let an instance go");
+                    tracing::error!(instance = %id, error = with_causes(&error), "cannot let an instance go");
                 }
             }
             Act::Park(key) => {
@@ -464,7 +463,7 @@ impl Control {
                     match self.spec(snapshot, revision, digest) {
                         Ok(spec) => {
                             if let Err(error) = self.links.engine.park(spec).await {
-                                tracing::error!(revision = %key, error = told(&error), "cannot park an instance");
+                                tracing::error!(revision = %key, error = with_causes(&error), "cannot park an instance");
                             }
                         }
                         // Whoever needs one is told when it starts.
@@ -484,7 +483,7 @@ impl Control {
             }
             Act::Stop(id) => {
                 if let Err(error) = self.links.engine.stop(&id, GRACE).await {
-                    tracing::error!(instance = %id, error = told(&error), "cannot stop an instance");
+                    tracing::error!(instance = %id, error = with_causes(&error), "cannot stop an instance");
                 }
             }
             Act::Forget(id) => self.links.engine.forget(&id),
@@ -521,7 +520,7 @@ impl Control {
         match result {
             Ok(()) | Err(TransactError::Refused(Superseded)) => {}
             Err(TransactError::Storage(error)) => {
-                tracing::error!(error = told(&error), "cannot store where traffic goes");
+                tracing::error!(error = with_causes(&error), "cannot store where traffic goes");
             }
         }
     }
@@ -553,16 +552,4 @@ async fn sleep(beat: Option<Duration>) {
         Some(beat) => tokio::time::sleep(beat).await,
         None => std::future::pending().await,
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn told(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -157,7 +157,7 @@ pub fn first_generation() -> Result<String, Finding> {
             ..
         }) => Ok(format!("gVisor {version} ({}), platform {platform}", program.display())),
         Err(error) => Err(Finding {
-            problem: crate::life::chain(&error),
+            problem: model::with_causes(&error),
             remedy: REMEDY.to_owned(),
         }),
     }
@@ -170,7 +170,7 @@ impl Inner {
             let path = self.gvisor_path.clone();
             let found = tokio::task::spawn_blocking(move || find(&path)).await;
             let found = found.map_err(|error| format!("looking for runsc failed: {error}"))?;
-            let found = found.map_err(|error| crate::life::chain(&error))?;
+            let found = found.map_err(|error| model::with_causes(&error))?;
             let (program, version, platform) = (found.program.display(), &found.version, found.platform);
             tracing::info!(%program, version, %platform, "found what runs the first generation");
             Ok::<_, String>(found)

@@ -37,7 +37,6 @@ use order::started;
 use prepare::{Prepared, furnish, ports, prepare, size_of_volume};
 pub(crate) use running::{Container, Running};
 use running::{exited, killed_for_memory};
-pub(crate) use verdict::chain;
 use verdict::not_started;
 
 use crate::{

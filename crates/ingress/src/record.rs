@@ -139,7 +139,6 @@ impl Tally {
 
     /// The client is told so in `bytes` bytes.
     pub(crate) fn refused(&mut self, refusal: &Refusal, bytes: usize) {
-        use std::{error::Error as _, fmt::Write as _};
         self.record().status = refusal.status().as_u16();
         self.record().response_bytes = bytes as u64;
         let elapsed = micros(self.started.elapsed());
@@ -147,13 +146,7 @@ impl Tally {
         if record.instance.is_none() && record.revision.is_some() {
             record.queued_micros = elapsed;
         }
-        let mut text = refusal.to_string();
-        let mut cause = refusal.source();
-        while let Some(error) = cause {
-            write!(text, ": {error}").expect("a string takes any write");
-            cause = error.source();
-        }
-        self.record().refusal = Some(text);
+        self.record().refusal = Some(model::with_causes(refusal));
     }
 
     /// The answer began and did not come to its end.

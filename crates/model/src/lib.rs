@@ -12,6 +12,7 @@ mod artifact;
 mod audience;
 mod bucket;
 mod build;
+mod causes;
 mod condition;
 mod container;
 mod decision;
@@ -47,6 +48,7 @@ pub use build::{
     MAX_BUILD_SECRETS, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT, Recipe, RecipeError, RecipeSecret, StorageSource, inside,
     substitute,
 };
+pub use causes::with_causes;
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
 pub use container::{Container, EnvValue, EnvVar, Place, Port, Protocol, RESERVED_ENV, Resources};
 pub use decision::{DecisionKind, ScalingDecision};

@@ -71,11 +71,16 @@ fn a_source_is_built_by_homeruns_own_builder() {
     ] {
         assert!(log.lines().any(|of| of == line), "no line {line} in {log}");
     }
-    // The same once more is the same image.
+    // The same once more is the same image, and is not made again.
     let digest = "gcloud builds list $REGION --limit=1 --format='value(results.images[0].digest)'";
     let first = user.ok(digest);
     user.ok(DEPLOY);
     assert!(first.starts_with("sha256:") && user.ok(digest) == first, "{first}");
+    let log = log_of(&mut user, "$REGION");
+    assert!(
+        log.contains("unchanged since build") && !log.contains("built by"),
+        "{log}"
+    );
     // The layer of the earlier build is there, and the image is known.
     directory(&user, "site", &[("index.html", "<p>second\n")]);
     user.ok(&format!("{DEPLOY} --set-build-env-vars=COLOR=red"));
@@ -88,6 +93,16 @@ fn a_source_is_built_by_homeruns_own_builder() {
     ] {
         assert!(log.lines().any(|of| of == line), "no line {line} in {log}");
     }
+    // Another builder under the name makes it anew, or does not.
+    let layouts = user.homerun.root().join("layouts");
+    let other = Builder {
+        speaks_another_interface: true,
+        ..Builder::default()
+    };
+    let other = other.write(&layouts.join("other"), LIFECYCLE, &format!("{PLACE}/e2e/run:latest"));
+    import(&mut user, &other.expect("a layout"), "builder");
+    let said = user.refused(&format!("{DEPLOY} --set-build-env-vars=COLOR=red 2>&1"));
+    assert!(said.contains("platform interface"), "{said}");
     // A Dockerfile is closer to the source.
     user.import_base();
     let dockerfile = format!("FROM {PLACE}/e2e/base:latest\nENTRYPOINT [\"/probe\"]\n");
@@ -166,6 +181,7 @@ fn a_configuration_may_run_pack() {
     let cache = format!("--path=app, --cache-image={PLACE}/built/cache:site");
     directory(&user, "site", &[("cloudbuild.yaml", &config(&cache))]);
     user.ok("gcloud builds submit site --config=site/cloudbuild.yaml");
+    directory(&user, "site", &[("app/index.html", "y")]);
     let said = user.ok("gcloud builds submit site --config=site/cloudbuild.yaml");
     assert!(said.contains("layer of an earlier build: none"), "{said}");
     let kept = user.ok(&format!(

@@ -436,7 +436,7 @@ fn finish(
                     reference.repository().host()
                 ),
             ),
-            Err(error) => findings.say(field(), crate::error::told(&error)),
+            Err(error) => findings.say(field(), model::with_causes(&error)),
         }
     }
     let violations = findings.into_violations();

@@ -44,7 +44,7 @@ pub(super) fn step(words: &[String], default_builder: &mut DefaultBuilder) -> Re
 
 fn named(image: &str) -> Result<image::Reference, String> {
     let reference = image.parse::<image::Reference>();
-    reference.map_err(|error| crate::error::told(&error))
+    reference.map_err(|error| model::with_causes(&error))
 }
 
 /// The name of an image that a build writes.

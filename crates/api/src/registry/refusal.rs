@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use http::{Response, StatusCode, request::Parts};
 use image::{DigestError, ReferenceError};
+use model::with_causes;
 use serde_json::json;
 
 use crate::{
     document::short,
-    error::{Code, Error, told},
+    error::{Code, Error},
     reply::{self, Body},
 };
 
@@ -65,7 +66,7 @@ impl Refusal {
             | ReferenceError::Host { .. }
             | ReferenceError::Path { .. } => "MANIFEST_INVALID",
         };
-        Self::new(StatusCode::BAD_REQUEST, code, told(error))
+        Self::new(StatusCode::BAD_REQUEST, code, with_causes(error))
     }
 
     pub(crate) fn digest(error: &DigestError) -> Self {
@@ -147,6 +148,6 @@ impl From<image::Error> for Refusal {
                 return Self::unavailable();
             }
         };
-        Self::new(status, code, told(&error))
+        Self::new(status, code, with_causes(&error))
     }
 }

@@ -1,12 +1,12 @@
 //! A new key for all values: `POST /homerun/v1/secrets:rotateKey`. Homerun's own; Google does it unseen.
 
 use http::{Response, StatusCode};
-use model::SecretVersionState;
+use model::{SecretVersionState, with_causes};
 use secret::Owner;
 use serde_json::json;
 
 use crate::{
-    error::{Code, Error, told},
+    error::{Code, Error},
     reply::{self, Body},
     surface::Surface,
 };
@@ -57,7 +57,7 @@ pub(crate) async fn rotate(surface: &Surface) -> Result<Response<Body>, Error> {
 fn written(done: Result<Result<(), secret::KeyFileError>, tokio::task::JoinError>) -> Result<(), Error> {
     let failed = |error: &(dyn std::error::Error + 'static)| {
         tracing::error!(error, "the keys of secrets were not changed");
-        Error::new(Code::Unavailable, told(error))
+        Error::new(Code::Unavailable, with_causes(error))
     };
     match done {
         Ok(Ok(())) => Ok(()),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What it is called where nobody says.
 pub(crate) const NAME: &str = "project.toml";
@@ -25,7 +25,7 @@ pub(crate) struct Descriptor {
 }
 
 /// One buildpack of the builder.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Member {
     pub(crate) id: String,
     /// None: the only one there is.

@@ -20,9 +20,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use image::{Digest, Images, MAX_MANIFEST_BYTES, Reference, UploadId, media_type};
+use model::with_causes;
 use serde_json::Value;
 
-use crate::relay::{self, Body, full, refusal, told};
+use crate::relay::{self, Body, full, refusal};
 
 /// How much is gathered before it goes to the disk.
 const PIECE: usize = 512 << 10;
@@ -357,7 +358,7 @@ fn failed(error: &image::Error) -> Response<Body> {
     } else {
         (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID")
     };
-    refusal(status, code, &told(error))
+    refusal(status, code, &with_causes(error))
 }
 
 /// The digests that a manifest or an index names.

@@ -5,10 +5,11 @@ use std::{fmt, io, sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::{body::Incoming, ext::ReasonPhrase};
+use model::with_causes;
 use reqwest::{Client, Url, redirect::Policy};
 
 use super::{Index, Kind, apt, cargo, is_asked_for, is_here, named::Named, npm, pip, plain};
-use crate::relay::{Body, full, told};
+use crate::relay::{Body, full};
 
 /// Largest file.
 const MAX_FILE: usize = 4 << 30;
@@ -55,7 +56,7 @@ impl Refused {
     pub(super) fn index(why: &dyn std::error::Error) -> Self {
         Self(
             StatusCode::BAD_GATEWAY,
-            format!("the package index does not answer: {}", told(why)),
+            format!("the package index does not answer: {}", with_causes(why)),
         )
     }
 

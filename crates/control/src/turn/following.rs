@@ -1,9 +1,9 @@
 //! The part of a turn that is about secrets: what follows a change of theirs, and whose time is over.
 
-use model::Observed;
+use model::{Observed, with_causes};
 use store::{Snapshot, TransactError};
 
-use super::{Control, Links, Superseded, told};
+use super::{Control, Links, Superseded};
 use crate::{
     scale::Act,
     secrets::{self, Follow, Reader},
@@ -45,7 +45,7 @@ impl Control {
             Ok(())
         });
         if let Err(TransactError::Storage(error)) = written.await {
-            tracing::error!(error = told(&error), "cannot delete secrets whose time is over");
+            tracing::error!(error = with_causes(&error), "cannot delete secrets whose time is over");
         }
     }
 

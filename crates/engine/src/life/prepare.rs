@@ -10,7 +10,7 @@ use std::{
 use image::Digest;
 use model::{ExitCause, InstanceSpec, MAX_SECRET_BYTES, Revealed, Sandbox, Volume, VolumeSource};
 
-use super::{Entry, chain, not_started};
+use super::{Entry, not_started};
 use crate::{
     Inner, Maker,
     bundle::{self, Lodging},
@@ -49,8 +49,12 @@ pub(super) async fn prepare(
             let digest: Digest = container
                 .image
                 .parse()
-                .map_err(|error: image::DigestError| chain(&error))?;
-            engine.images.ensure(&digest).await.map_err(|error| chain(&error))
+                .map_err(|error: image::DigestError| model::with_causes(&error))?;
+            engine
+                .images
+                .ensure(&digest)
+                .await
+                .map_err(|error| model::with_causes(&error))
         };
         prepared.push(unpacked.await.map_err(|why| (index, ExitCause::NotStarted(why)))?);
     }
@@ -67,7 +71,7 @@ pub(super) fn furnish(
     joins: Option<i32>,
     secrets: &Revealed,
 ) -> Result<Prepared, String> {
-    let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| chain(&error))?;
+    let user = image::user(&unpacked.layers, &unpacked.config.user).map_err(|error| model::with_causes(&error))?;
     let spec = &entry.spec;
     let id = spec.id.as_str();
     let first_id = entry.first_id;
@@ -93,8 +97,12 @@ pub(super) fn furnish(
     let container = spec.containers().nth(index).expect("one of the spec's");
     let config = &unpacked.config;
     let configuration = match spec.sandbox {
-        Sandbox::Gen1 => gvisor::configuration(spec, config, &user, &lodging).map_err(|error| chain(&error)),
-        Sandbox::Gen2 => bundle::configuration(spec, container, config, &user, &lodging).map_err(|error| chain(&error)),
+        Sandbox::Gen1 => {
+            gvisor::configuration(spec, config, &user, &lodging).map_err(|error| model::with_causes(&error))
+        }
+        Sandbox::Gen2 => {
+            bundle::configuration(spec, container, config, &user, &lodging).map_err(|error| model::with_causes(&error))
+        }
     }?;
     let bundle = engine.run.bundle(&company::runtime_name(&spec.id, index));
     let written = write_bundle(&bundle, &configuration).and_then(|()| {

@@ -21,15 +21,3 @@ pub(super) fn never_executed(cause: ExitCause, last_lines: &[String]) -> ExitCau
         _ => cause,
     }
 }
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

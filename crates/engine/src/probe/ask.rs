@@ -14,7 +14,7 @@ use model::{Check, Header};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::{net::TcpStream, time::timeout};
 
-use crate::{life::chain, network::Home, watched::watched};
+use crate::{network::Home, watched::watched};
 
 /// Overridden by a header that the probe was given.
 const USER_AGENT: &str = concat!("Homerun-Probe/", env!("CARGO_PKG_VERSION"));
@@ -79,7 +79,7 @@ fn stream(socket: OwnedFd) -> Result<TokioIo<TcpStream>, No> {
 
 /// An error and its causes as a sentence.
 fn broken(error: &dyn std::error::Error) -> No {
-    No::Answer(format!("The connection broke: {}.", chain(error)))
+    No::Answer(format!("The connection broke: {}.", model::with_causes(error)))
 }
 
 /// Drives a connection for as long as something is asked on it. Its own end shows in the answer.

@@ -4,13 +4,12 @@ use std::num::NonZeroU16;
 
 use model::{
     Container, Cpu, EnvValue, EnvVar, Memory, Port, Probe, ProbeKind, Protocol, Resources, SecretRef, ServiceName,
-    VersionRef, implicit_name, is_dns_label,
+    VersionRef, implicit_name, is_dns_label, with_causes,
 };
 use serde_json::{Map, Value, json};
 
 use crate::{
     document::{Object, short},
-    error::told,
     run::v1::{
         probe,
         secrets::{self, Aliases},
@@ -88,7 +87,7 @@ pub(crate) fn decode(
     if !image.is_empty()
         && let Err(error) = image.parse::<image::Reference>()
     {
-        given.say("image", told(&error));
+        given.say("image", with_causes(&error));
     }
     let mut port = port(&mut given);
     if alone {
