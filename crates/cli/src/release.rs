@@ -20,10 +20,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(30);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long to wait before the next look at what was waited for that long: a tenth, so that what is soon done is not
+/// How long to wait before the next look at what was waited for that long: a thirtieth, so that what is soon done is not
 /// waited for long, and what takes long is not looked at all the time.
 pub(crate) fn pause(waited: Duration) -> Duration {
-    (waited / 10).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+    (waited / 30).clamp(FIRST_PAUSE, LONGEST_PAUSE)
 }
 
 /// Between two turns of the spinner.

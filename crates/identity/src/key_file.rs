@@ -82,7 +82,8 @@ pub fn create(path: &Path, text: &str, mode: u32) -> Result<(), KeyFileError> {
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
-/// Writes `text` over whatever is at `path`, whole or not at all, durable when this returns.
+/// Writes `text` over whatever is at `path`, whole or not at all, durable when this returns. One at a time: the draft has
+/// one name, so that the rest of one that died goes with the next.
 pub fn replace(path: &Path, text: &str, mode: u32) -> Result<(), KeyFileError> {
     let failed = |source| KeyFileError::Write {
         path: path.to_owned(),
@@ -91,7 +92,7 @@ pub fn replace(path: &Path, text: &str, mode: u32) -> Result<(), KeyFileError> {
     let parent = path
         .parent()
         .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
-    let draft = draft_of(path);
+    let draft = path.with_added_extension("new");
     write_draft(&draft, text, mode)
         .and_then(|()| fs::rename(&draft, path))
         .map_err(failed)?;
@@ -150,6 +151,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("k");
         replace(&path, "one", 0o600).expect("writes");
+        fs::write(dir.path().join("k.new"), "of one that died").expect("writes");
         replace(&path, "two", 0o600).expect("writes over");
         assert_eq!(read(&path).expect("reads").as_deref(), Some("two"));
         assert_eq!(fs::read_dir(dir.path()).expect("lists").count(), 1);
