@@ -117,6 +117,21 @@ struct Waiting {
     ends: Vec<(u64, usize)>,
 }
 
+impl Waiting {
+    fn clear(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+    }
+
+    /// The number of each entry, and where it lies.
+    fn places(&self) -> impl Iterator<Item = (u64, Range<usize>)> {
+        let mut begin = 0;
+        self.ends
+            .iter()
+            .map(move |(number, end)| (*number, std::mem::replace(&mut begin, *end)..*end))
+    }
+}
+
 impl Shared {
     /// The shard of the calling thread.
     fn shard(&self) -> MutexGuard<'_, Waiting> {
@@ -235,8 +250,12 @@ struct Writer {
     shared: Arc<Shared>,
     /// Taken from the shards, and given back to them empty.
     taken: [Waiting; SHARDS],
-    /// Of what was taken: number, shard, and where it lies there.
-    order: Vec<(u64, usize, Range<usize>)>,
+    /// Taken before it was their turn: what came into other shards before them may not have been taken yet.
+    early: Waiting,
+    /// The same of the batch that is being made.
+    earlier: Waiting,
+    /// Of what was taken: number, shard (None: `early`), and where it lies there.
+    order: Vec<(u64, Option<usize>, Range<usize>)>,
     buffer: Vec<u8>,
     /// Lines in `buffer`.
     lines: u64,
@@ -254,6 +273,8 @@ impl Writer {
             segments,
             shared,
             taken: Default::default(),
+            early: Waiting::default(),
+            earlier: Waiting::default(),
             order: Vec::new(),
             buffer: Vec::new(),
             lines: 0,
@@ -274,6 +295,9 @@ impl Writer {
                 }
                 continue;
             }
+            if !self.early.ends.is_empty() {
+                continue;
+            }
             if closing {
                 return;
             }
@@ -286,19 +310,30 @@ impl Writer {
         }
     }
 
-    /// Fills the buffer with what waits in the shards, in its order.
+    /// Fills the buffer with what waits in the shards, in its order. The shards are taken one after the other, while others
+    /// write: an entry may come into one that was taken, and the next into one that was not. What has a number from now on
+    /// therefore waits for the next batch; everything below has its place in a shard, or gets it before that shard's lock
+    /// is ours.
     fn take(&mut self) {
-        for (number, taken) in self.taken.iter_mut().enumerate() {
-            taken.text.clear();
-            taken.ends.clear();
-            std::mem::swap(taken, &mut self.shared.shards[number].lock());
-            let mut begin = 0;
-            for (place, end) in &taken.ends {
-                self.order.push((*place, number, begin..*end));
-                begin = *end;
+        let now = self.shared.numbers.load(Ordering::SeqCst);
+        std::mem::swap(&mut self.early, &mut self.earlier);
+        self.early.clear();
+        for (number, range) in self.earlier.places() {
+            self.order.push((number, None, range));
+        }
+        for (shard, taken) in self.taken.iter_mut().enumerate() {
+            taken.clear();
+            std::mem::swap(taken, &mut self.shared.shards[shard].lock());
+            for (number, range) in taken.places() {
+                if number < now {
+                    self.order.push((number, Some(shard), range));
+                } else {
+                    self.early.text.extend_from_slice(&taken.text[range]);
+                    self.early.ends.push((number, self.early.text.len()));
+                }
             }
         }
-        self.order.sort_unstable_by_key(|(place, ..)| *place);
+        self.order.sort_unstable_by_key(|(number, ..)| *number);
         for (_, shard, range) in self.order.drain(..) {
             // How many were lost just before this one.
             let all = self.shared.dropped.load(Ordering::Relaxed);
@@ -309,7 +344,8 @@ impl Writer {
                 write!(self.buffer, "\"dropped\":{lost},").expect("memory takes any write");
             }
             self.buffer.extend_from_slice(b"\"entry\":");
-            self.buffer.extend_from_slice(&self.taken[shard].text[range]);
+            let of = shard.map_or(&self.earlier, |shard| &self.taken[shard]);
+            self.buffer.extend_from_slice(&of.text[range]);
             self.buffer.extend_from_slice(b"}\n");
             self.lines += 1;
         }
