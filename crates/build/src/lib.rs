@@ -28,13 +28,14 @@ mod log;
 mod relay;
 mod reuse;
 mod root;
+mod secrets;
 mod served;
 mod take;
 mod work;
 
 use std::{
     collections::HashMap,
-    fmt, fs, io,
+    fs, io,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -43,7 +44,7 @@ use std::{
 use bucket::Objects;
 use engine::Engine;
 use image::Images;
-use model::{Build, BuildId, BuildState, SecretRef, SecretValue, Timestamp};
+use model::{Build, BuildId, BuildState, Timestamp};
 use store::{Snapshot, Store};
 use tokio::{
     sync::watch,
@@ -56,6 +57,7 @@ pub use crate::{
     generate::MAX_MARKER,
     index::{Index, Kind},
     log::{MAX_LOG, path as log_path},
+    secrets::{OpenSecret, Secrets},
 };
 use crate::{cache::Caches, work::Work};
 
@@ -90,18 +92,6 @@ pub struct Links {
     pub secrets: Secrets,
     pub now: fn() -> Timestamp,
     pub chance: fn() -> u128,
-}
-
-/// Gives the number and the value of a version of a secret to a build.
-pub type OpenSecret = dyn Fn(&SecretRef) -> Result<(u64, SecretValue), String> + Send + Sync;
-
-/// What builds read secrets by.
-pub struct Secrets(pub Box<OpenSecret>);
-
-impl fmt::Debug for Secrets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secrets")
-    }
 }
 
 /// Where the logs of builds are, in the directory of builds.

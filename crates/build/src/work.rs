@@ -14,10 +14,7 @@ use std::{
 use bucket::{Object, Objects};
 use engine::{BuilderEnd, BuilderMount, BuilderSpec, Building, Privileges};
 use image::{Digest, Reference, Tag};
-use model::{
-    Build, BuildState, BuiltImage, Recipe, RecipeSecret, SecretRef, SecretValue, StorageSource, Timestamp, VersionRef,
-    with_causes,
-};
+use model::{Build, BuildState, BuiltImage, Recipe, StorageSource, Timestamp, with_causes};
 use tokio::{io::AsyncReadExt as _, sync::watch, time::Instant};
 
 use crate::{
@@ -128,14 +125,6 @@ struct Fetched {
     times: BTreeSet<u64>,
     /// Of what is in it.
     sum: String,
-}
-
-/// Secrets of one build, by their ids.
-#[derive(Default)]
-struct Opened {
-    /// By their numbers.
-    versions: Vec<(String, SecretRef)>,
-    values: Vec<(String, SecretValue)>,
 }
 
 /// What there is beside the builders of one build.
@@ -257,7 +246,7 @@ impl Work {
             }) => turn?,
             stop = until.reached() => return Err(stop),
         };
-        let secrets = self.secrets(build)?;
+        let secrets = self.links.secrets.of(build).map_err(Stop::Failed)?;
         let key = reuse::key(
             &fetched.sum,
             &build.recipe,
@@ -366,23 +355,6 @@ impl Work {
             tracing::warn!(%error, "what a build was made of is not remembered");
         }
         Ok(images)
-    }
-
-    /// The secrets of a build's recipe as they are now.
-    fn secrets(&self, build: &Build) -> Result<Opened, Stop> {
-        let mut opened = Opened::default();
-        for RecipeSecret { id, env } in &build.recipe.secrets {
-            let available = build.secrets.iter().find(|available| available.env == *env);
-            let of = available.map(|available| &available.of);
-            let of = of.ok_or_else(|| Stop::Failed(format!("no secret of the build is called {env}")))?;
-            let (number, value) = (self.links.secrets.0)(of)
-                .map_err(|why| Stop::Failed(format!("failed to access secret version for {env}: {why}")))?;
-            let version = VersionRef::Number(number);
-            let secret = of.secret.clone();
-            opened.versions.push((id.clone(), SecretRef { secret, version }));
-            opened.values.push((id.clone(), value));
-        }
-        Ok(opened)
     }
 
     /// Points all names of a build at its image, which their repositories hold.

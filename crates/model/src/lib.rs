@@ -24,6 +24,7 @@ mod name;
 mod pack;
 mod probe;
 mod quantity;
+mod recipe;
 mod record;
 mod resource;
 mod revision;
@@ -44,9 +45,8 @@ pub use artifact::{
 pub use audience::{Audiences, MAX_CUSTOM_AUDIENCES};
 pub use bucket::Bucket;
 pub use build::{
-    AvailableSecret, Build, BuildId, BuildState, BuildStep, BuiltImage, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_SECRET_ID,
-    MAX_BUILD_SECRETS, MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT, Recipe, RecipeError, RecipeSecret, StorageSource, inside,
-    substitute,
+    AvailableSecret, Build, BuildId, BuildState, BuildStep, BuiltImage, DEFAULT_BUILD_TIMEOUT, MAX_BUILD_SECRETS,
+    MAX_BUILD_STEPS, MAX_BUILD_TIMEOUT, StorageSource, substitute,
 };
 pub use causes::with_causes;
 pub use condition::{Condition, ConditionState, Reason, revision_conditions, service_conditions};
@@ -69,6 +69,7 @@ pub use name::{
 pub use pack::{MAX_BUILD_VARIABLE, MAX_BUILD_VARIABLES, Pack, PackError, PackStep, VariableError};
 pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
+pub use recipe::{MAX_BUILD_SECRET_ID, Recipe, RecipeError, RecipeSecret, inside};
 pub use record::{AuditRecord, Entry, LogLine, RequestRecord, Severity, StartRecord, Stream};
 pub use revision::{
     Concurrency, CpuAllocation, Kpa, KpaMetric, RequestTimeout, Revision, RevisionKey, RevisionState, RevisionTemplate,
