@@ -134,12 +134,8 @@ impl Work {
         };
         let key = made_of.key(indexes);
         let mut memory = tokio::task::block_in_place(|| Memory::read(&cache.storage));
-        if !build.recipe.no_cache
-            && let Some((earlier, digest)) = memory.unchanged(&key, &self.links.images, &references).await
-        {
-            log.say(&format!("unchanged since build {}: {image}@{digest}", earlier.id))
-                .await?;
-            return self.name(&references, digest, log).await.map(Some);
+        if let Some(images) = self.unchanged(build, &memory, &key, &references, log).await? {
+            return Ok(Some(images));
         }
         log.say("BUILD").await?;
         let mut variables = source.pack.environment.clone();
@@ -225,7 +221,7 @@ impl Work {
         log.say("PUSH").await?;
         let pushed = match registry.pushed(&registry::path_of(first)) {
             Some(pushed) => pushed,
-            None => self.unchanged(&registry, first, place)?,
+            None => self.made_once_more(&registry, first, place)?,
         };
         let images = self.give_names(&pushed, &references, log).await?;
         if let Some(cache) = &cache_image
@@ -236,9 +232,7 @@ impl Work {
         if let Some(image) = images.first() {
             memory.remember(key, &build.id, &image.digest, &[]);
         }
-        if let Err(error) = tokio::task::block_in_place(|| memory.write(&cache.storage)) {
-            tracing::warn!(%error, "what a build was made of is not remembered");
-        }
+        memory.write(&cache.storage);
         Ok(Some(images))
     }
 
@@ -346,7 +340,7 @@ impl Work {
     }
 
     /// The image that is there already: a lifecycle that has made the same once more does not push it.
-    fn unchanged(&self, registry: &Registry, image: &Reference, place: &Place) -> Result<Pushed, Stop> {
+    fn made_once_more(&self, registry: &Registry, image: &Reference, place: &Place) -> Result<Pushed, Stop> {
         let stored = registry.stored(&registry::path_of(image));
         let stored = stored.filter(|stored| reported(&place.of("layers")) == Some(*stored));
         let Some(stored) = stored else {

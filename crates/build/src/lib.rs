@@ -2,7 +2,7 @@
 //! builder of the engine, and puts what comes out into the image store.
 //!
 //! What enters: builds as the API wrote them down ([`model::Build`]), their sources out of buckets, base images out of
-//! the image store. What leaves: images under their tags, each only when it is whole; the log of each build as a file
+//! the image store, values of secrets by whoever opens them ([`Secrets`]). What leaves: images under their tags, each only when it is whole; the log of each build as a file
 //! that grows; and in the store how it ended. Nobody calls a build: whoever writes one down or cancels it rings the
 //! store's bell. A build that a restart broke off begins again.
 //!

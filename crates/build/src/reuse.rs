@@ -59,11 +59,15 @@ impl Memory {
         memory.filter(|memory| memory.version == VERSION).unwrap_or_default()
     }
 
-    /// Blocks on the disk.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub(crate) fn write(mut self, storage: &Path) -> io::Result<()> {
+    /// Keeps it beside the layers that lie at `storage`. When that fails the next build is not the quicker for it. Blocks on
+    /// the disk, on a thread that runs tasks.
+    pub(crate) fn write(self, storage: &Path) {
+        if let Err(error) = tokio::task::block_in_place(|| self.put(storage)) {
+            tracing::warn!(%error, "what a build was made of is not remembered");
+        }
+    }
+
+    fn put(mut self, storage: &Path) -> io::Result<()> {
         self.version = VERSION;
         let (to, text) = (place(storage), serde_json::to_vec(&self)?);
         let part = to.with_extension("new");
@@ -452,7 +456,7 @@ mod tests {
             memory.remember(number.to_string(), &id, "sha256:1", &[]);
         }
         memory.remember("5".to_owned(), &id, "sha256:2", &[]);
-        memory.write(&storage).expect("written");
+        memory.put(&storage).expect("written");
         let memory = Memory::read(&storage);
         assert_eq!(memory.built.len(), REMEMBERED);
         assert_eq!(memory.built[0].digest, "sha256:2");

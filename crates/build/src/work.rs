@@ -256,12 +256,8 @@ impl Work {
             &self.links.indexes,
         );
         let mut memory = tokio::task::block_in_place(|| Memory::read(&cache.storage));
-        if !build.recipe.no_cache
-            && let Some((earlier, digest)) = memory.unchanged(&key, &self.links.images, &references).await
-        {
-            log.say(&format!("unchanged since build {}: {image}@{digest}", earlier.id))
-                .await?;
-            return self.name(&references, digest, log).await;
+        if let Some(images) = self.unchanged(build, &memory, &key, &references, log).await? {
+            return Ok(images);
         }
         log.say("BUILD").await?;
         let indexes = &self.links.indexes;
@@ -351,19 +347,33 @@ impl Work {
         if let Some(tags) = beside.served.tags() {
             memory.remember(key, &build.id, &digest.to_string(), &tags);
         }
-        if let Err(error) = tokio::task::block_in_place(|| memory.write(&cache.storage)) {
-            tracing::warn!(%error, "what a build was made of is not remembered");
-        }
+        memory.write(&cache.storage);
         Ok(images)
     }
 
-    /// Points all names of a build at its image, which their repositories hold.
-    pub(crate) async fn name(
+    /// Gives the names to the image that an earlier build made in the same way. None: there is none, or it is not asked for.
+    pub(crate) async fn unchanged(
         &self,
+        build: &Build,
+        memory: &Memory,
+        key: &str,
         references: &[Reference],
-        digest: Digest,
         log: &mut Log,
-    ) -> Result<Vec<BuiltImage>, Stop> {
+    ) -> Result<Option<Vec<BuiltImage>>, Stop> {
+        let (false, Some(first)) = (build.recipe.no_cache, references.first()) else {
+            return Ok(None);
+        };
+        let Some((earlier, digest)) = memory.unchanged(key, &self.links.images, references).await else {
+            return Ok(None);
+        };
+        let image = first.repository();
+        log.say(&format!("unchanged since build {}: {image}@{digest}", earlier.id))
+            .await?;
+        self.name(references, digest, log).await.map(Some)
+    }
+
+    /// Points all names of a build at its image, which their repositories hold.
+    async fn name(&self, references: &[Reference], digest: Digest, log: &mut Log) -> Result<Vec<BuiltImage>, Stop> {
         let mut images = Vec::new();
         for reference in references {
             let tag = reference.tag().cloned().unwrap_or_else(Tag::latest);

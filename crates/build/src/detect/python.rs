@@ -1,4 +1,5 @@
-//! Python: packages by pip, in the versions of uv's or poetry's lock file where there is one; the server by what the program imports and requires.
+//! Python: packages by pip, in the versions of uv's or poetry's lock file where there is one; the server by what the
+//! program imports and requires.
 
 use std::collections::BTreeSet;
 
@@ -255,56 +256,34 @@ fn begin<'f>(file: &'f mut Dockerfile, base: &str) -> &'f mut Dockerfile {
     file.last(base).work_in("/app").env("PYTHONUNBUFFERED=1").env(PIP_ENV)
 }
 
-pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
-    let tree = given.tree;
-    let entry = entry(given)?;
-    let mut notes = Vec::new();
-    let mut file = Dockerfile::begin();
-    let base = given.bases.of(Base::Python);
-    let is_project = tree.has("pyproject.toml") && is_project(tree)?;
-    if tree.has("uv.lock") && tree.has("poetry.lock") {
-        return Err(Refusal::TwoLocks {
-            first: "uv.lock".to_owned(),
-            second: "poetry.lock".to_owned(),
-        });
+/// Installs what a lock file asks for, and answers what is to be noted of it.
+fn install_locked(file: &mut Dockerfile, base: &str, project: &toml::Table, locker: Locker) -> String {
+    let by_path = names_paths(project);
+    file.stage(base, "lock").work_in("/app").env(PIP_ENV);
+    file.run(&[&PIP[..], locker.packages].concat()).env(locker.env);
+    if by_path {
+        file.copy_all();
+    } else {
+        file.copy(&["pyproject.toml", locker.lock]);
     }
-    let locker = [UV, POETRY]
-        .into_iter()
-        .find(|locker| is_project && tree.has(locker.lock));
-    if let Some(locker) = locker {
-        let project = project(tree)?;
-        let by_path = names_paths(&project);
-        file.stage(base, "lock").work_in("/app").env(PIP_ENV);
-        file.run(&[&PIP[..], locker.packages].concat()).env(locker.env);
-        if by_path {
-            file.copy_all();
-        } else {
-            file.copy(&["pyproject.toml", locker.lock]);
-        }
-        let hashes: &[&str] = if by_path { &[locker.without_hashes] } else { &[] };
-        file.run(&[locker.export, hashes, &["-o", WANTED]].concat());
-        begin(&mut file, base).copy_from("lock", WANTED, WANTED);
-        let install = [&PIP[..], &["--requirement", WANTED]].concat();
-        if by_path {
-            file.copy_all_owned().run(&install);
-        } else {
-            file.run(&install).copy_all_owned();
-        }
-        if locker == UV && is_package(&project) {
-            file.run(&[&PIP[..], &["--no-deps", "."]].concat());
-        }
-        let Locker { name, lock, .. } = locker;
-        notes.push(format!(
-            "packages by pip in the versions that {name} knows, because of {lock}"
-        ));
-        return Ok(Draft {
-            dockerfile: file,
-            entry,
-            notes,
-            ignore: IGNORE,
-        });
+    let hashes: &[&str] = if by_path { &[locker.without_hashes] } else { &[] };
+    file.run(&[locker.export, hashes, &["-o", WANTED]].concat());
+    begin(file, base).copy_from("lock", WANTED, WANTED);
+    let install = [&PIP[..], &["--requirement", WANTED]].concat();
+    if by_path {
+        file.copy_all_owned().run(&install);
+    } else {
+        file.run(&install).copy_all_owned();
     }
-    begin(&mut file, base);
+    if locker == UV && is_package(project) {
+        file.run(&[&PIP[..], &["--no-deps", "."]].concat());
+    }
+    let Locker { name, lock, .. } = locker;
+    format!("packages by pip in the versions that {name} knows, because of {lock}")
+}
+
+/// Installs what a source without a lock file asks for, and answers what is to be noted of it.
+fn install(file: &mut Dockerfile, tree: &Tree, is_project: bool) -> Result<Option<String>, Refusal> {
     if tree.has("requirements.txt") {
         let wanted: Vec<&str> = lines(tree.text("requirements.txt")).collect();
         // What is named by a path is among the sources.
@@ -314,32 +293,54 @@ pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
         let install = [&PIP[..], &["--requirement", "requirements.txt"]].concat();
         if wanted.is_empty() {
             file.copy_all_owned();
-            notes.push("requirements.txt asks for nothing, and nothing is installed".to_owned());
-        } else if by_path {
+            return Ok(Some(
+                "requirements.txt asks for nothing, and nothing is installed".to_owned(),
+            ));
+        }
+        if by_path {
             file.copy_all_owned().run(&install);
-            notes.push("packages by pip, because of requirements.txt".to_owned());
         } else {
             file.copy(&["requirements.txt"]).run(&install).copy_all_owned();
-            notes.push("packages by pip, because of requirements.txt".to_owned());
         }
+        Ok(Some("packages by pip, because of requirements.txt".to_owned()))
     } else if tree.has("Pipfile") {
-        return Err(Refusal::NotServed {
+        Err(Refusal::NotServed {
             file: "Pipfile".to_owned(),
             what: "a program whose packages pipenv knows".to_owned(),
             instead: "add requirements.txt (pipenv requirements > requirements.txt), or a Dockerfile".to_owned(),
-        });
+        })
     } else if is_project {
         file.copy_all_owned().run(&[&PIP[..], &["."]].concat());
-        notes.push(
+        Ok(Some(
             "packages by pip, because of pyproject.toml; it has no lock file, so that versions may change".to_owned(),
-        );
+        ))
     } else {
         file.copy_all_owned();
+        Ok(None)
     }
+}
+
+pub(super) fn draft(given: Given<'_>) -> Result<Draft, Refusal> {
+    let tree = given.tree;
+    let entry = entry(given)?;
+    let mut file = Dockerfile::begin();
+    let base = given.bases.of(Base::Python);
+    let is_project = tree.has("pyproject.toml") && is_project(tree)?;
+    if tree.has("uv.lock") && tree.has("poetry.lock") {
+        return Err(Refusal::TwoLocks {
+            first: "uv.lock".to_owned(),
+            second: "poetry.lock".to_owned(),
+        });
+    }
+    let mut lockers = [UV, POETRY].into_iter();
+    let note = match lockers.find(|locker| is_project && tree.has(locker.lock)) {
+        Some(locker) => Some(install_locked(&mut file, base, &project(tree)?, locker)),
+        None => install(begin(&mut file, base), tree, is_project)?,
+    };
     Ok(Draft {
         dockerfile: file,
         entry,
-        notes,
+        notes: note.into_iter().collect(),
         ignore: IGNORE,
     })
 }
