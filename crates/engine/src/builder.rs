@@ -8,8 +8,8 @@
 //! Its user, network, pid, mount, ipc, uts and cgroup namespaces are its own, and so are its ids and control groups. Its
 //! network is a loopback; what listens there for the server is made before the builder begins and handed out. Its root is
 //! made of directories of the server's choice below a layer in memory; what of the machine's disk it may read and write
-//! is mounted in it with ids shifted, so that files of its root are the machine's root's on the disk. It may have what a
-//! maker of images needs and an instance has not: to mount within its own namespaces.
+//! is mounted in it with ids shifted, so that files of its root are the machine's root's on the disk. Secrets lie in memory
+//! of its own, for its root alone. It may have what a maker of images needs and an instance has not: to mount within its own namespaces.
 #![expect(unsafe_code, reason = "clone has no safe form")]
 
 mod configuration;
@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use model::{MAX_SECRET_BYTES, RevealedFile, SecretValue};
+use model::{RevealedFile, SecretValue};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{Gid, Uid},
@@ -340,9 +340,7 @@ pub fn builder_main() -> u8 {
 /// Makes the volume of a builder's secrets, with `values` in it.
 fn place_secrets(duty: &Duty, place: &Path, values: OwnedFd) -> io::Result<()> {
     let volumes = place.join(VOLUMES);
-    // Pages, not bytes, are counted: each file has one of its own at least.
-    let bytes = duty.secrets.len() * 2 * MAX_SECRET_BYTES;
-    rootfs::make_volumes(&volumes, &[VolumeSize::Secret(bytes as u64)], duty.first_id)?;
+    rootfs::make_volumes(&volumes, &[VolumeSize::of_secrets(duty.secrets.len())], duty.first_id)?;
     secret_files::place(&volumes, duty.first_id, &duty.secrets, values)
 }
 

@@ -1,4 +1,5 @@
-//! Files of secrets: in memory, in the instance's volumes, replaced whole while the instance runs.
+//! Files of secrets: in memory, in the instance's volumes, replaced whole while the instance runs. A builder has such a
+//! volume as well, which its parent makes in the launcher's place and which stays as it is.
 //!
 //! ```text
 //! server: one memory file with all values, and a list of what is where -> launcher

@@ -8,6 +8,7 @@ use std::{
     path::PathBuf,
 };
 
+use model::MAX_SECRET_BYTES;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -83,6 +84,13 @@ pub(crate) enum VolumeSize {
     Memory(u64),
     /// Files of a secret; containers read them.
     Secret(u64),
+}
+
+impl VolumeSize {
+    /// Of files of secrets, each of which is there twice while it is replaced.
+    pub(crate) fn of_secrets(files: usize) -> Self {
+        Self::Secret((files * 2 * MAX_SECRET_BYTES) as u64)
+    }
 }
 
 /// From the launcher to the server.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use image::Digest;
-use model::{ExitCause, InstanceSpec, MAX_SECRET_BYTES, Revealed, Sandbox, Volume, VolumeSource};
+use model::{ExitCause, InstanceSpec, Revealed, Sandbox, Volume, VolumeSource};
 
 use super::{Entry, not_started};
 use crate::{
@@ -171,7 +171,7 @@ pub(super) fn size_of_volume(volume: &Volume, spec: &InstanceSpec) -> VolumeSize
         }
         VolumeSource::Secret { items, .. } => {
             let files = items.len().max(1) + 1;
-            VolumeSize::Secret((files * 2 * MAX_SECRET_BYTES) as u64)
+            VolumeSize::of_secrets(files)
         }
     }
 }
