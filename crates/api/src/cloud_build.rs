@@ -363,9 +363,7 @@ fn encode(surface: &Surface, build: &Build) -> Value {
     }
     if !build.secrets.is_empty() {
         let secrets = build.secrets.iter().map(|secret| {
-            let project = &surface.site.project;
-            let of = &secret.of;
-            let name = format!("projects/{project}/secrets/{}/versions/{}", of.secret, of.version);
+            let name = secret.of.path(&surface.site.project);
             json!({ "versionName": name, "env": secret.env })
         });
         shown["availableSecrets"] = json!({ "secretManager": secrets.collect::<Vec<_>>() });

@@ -1,4 +1,5 @@
-//! Values of secrets for instances: read when one starts, and followed while it runs.
+//! Values of secrets for instances: read when one starts, and followed while it runs. A build reads by the same reader, once,
+//! when it begins.
 //!
 //! A variable is what its version holds when the instance starts, and stays so. A file is always what its version holds
 //! now: when another version becomes `latest`, or one is disabled or destroyed, every instance that has it gets the file

@@ -66,7 +66,7 @@ pub use name::{
     BucketName, NameError, ProjectId, ProjectNumber, Region, RepositoryName, RevisionName, SecretName, ServiceName,
     Tag, data_dir_id, url_hash,
 };
-pub use pack::{MAX_BUILD_VARIABLE, MAX_BUILD_VARIABLES, Pack, PackError, PackStep, VariableError};
+pub use pack::{MAX_BUILD_VARIABLE, MAX_BUILD_VARIABLES, Pack, PackError, PackStep, VariableError, is_build_variable};
 pub use probe::{Check, Header, Probe};
 pub use quantity::{Cpu, Memory, QuantityError};
 pub use recipe::{MAX_BUILD_SECRET_ID, Recipe, RecipeError, RecipeSecret, inside};

@@ -92,15 +92,20 @@ impl fmt::Display for VariableError {
 
 impl std::error::Error for VariableError {}
 
+/// Whether steps of a build can have a variable of that name: letters, digits and `_`, no digit first.
+pub fn is_build_variable(name: &str) -> bool {
+    let mut letters = name.bytes();
+    let begins = letters.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    begins && letters.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
 impl Pack {
     /// Adds a variable for the buildpacks; a later value of one name wins.
     ///
     /// # Errors
     /// When it is none.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), VariableError> {
-        let mut letters = name.bytes();
-        let begins = letters.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-        if !begins || name.len() > 255 || !letters.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        if name.len() > 255 || !is_build_variable(name) {
             return Err(VariableError::Name { name: name.to_owned() });
         }
         if value.len() > MAX_BUILD_VARIABLE {

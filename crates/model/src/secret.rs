@@ -254,8 +254,8 @@ pub struct SecretRef {
 }
 
 impl SecretRef {
-    /// `projects/NUMBER/secrets/SECRET/versions/VERSION`.
-    pub fn path(&self, project: ProjectNumber) -> String {
+    /// `projects/PROJECT/secrets/SECRET/versions/VERSION`, of a project by its number or its id.
+    pub fn path(&self, project: impl fmt::Display) -> String {
         format!("projects/{project}/secrets/{}/versions/{}", self.secret, self.version)
     }
 }

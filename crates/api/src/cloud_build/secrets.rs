@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use model::{AvailableSecret, BuildStep, MAX_BUILD_SECRETS, Recipe, SecretName, SecretRef, VersionRef, substitute};
+use model::{
+    AvailableSecret, BuildStep, MAX_BUILD_SECRETS, Recipe, SecretName, SecretRef, VersionRef, is_build_variable,
+    substitute,
+};
 
 use crate::{
     document::{Object, short},
@@ -34,7 +37,7 @@ pub(super) fn available(
     for mut secret in asked {
         let env = secret.text("env").unwrap_or_default();
         let name = secret.text("versionName").unwrap_or_default();
-        if !is_variable(&env) {
+        if !is_build_variable(&env) {
             let shown = short(&env);
             secret.say(
                 "env",
@@ -69,12 +72,6 @@ fn version(surface: &Surface, name: &str) -> Result<SecretRef, String> {
         secret: secret.parse::<SecretName>().map_err(|error| error.to_string())?,
         version: VersionRef::parse(version)?,
     })
-}
-
-fn is_variable(name: &str) -> bool {
-    let letter = |b: u8| b.is_ascii_alphabetic() || b == b'_';
-    let mut bytes = name.bytes();
-    bytes.next().is_some_and(letter) && bytes.all(|b| letter(b) || b.is_ascii_digit())
 }
 
 /// Says what is wrong between a step's secrets, those of the build, and what the step reads.
