@@ -123,6 +123,16 @@ impl User {
         image
     }
 
+    /// A user who builds apps of a language: with its base image, and the index of its packages, such as `pip=URL`.
+    #[track_caller]
+    pub fn who_builds(language: &str, index: &str, flags: &[&str], client: Client) -> Self {
+        let base = format!("{language}=us-central1-docker.pkg.dev/my-project/base/{language}:debian");
+        let of_builds = ["--build-index", index, "--build-base", &base];
+        let mut user = Self::with(&[flags, &of_builds].concat(), client);
+        user.import_language(language);
+        user
+    }
+
     /// A layout on disk with an image of the probe.
     #[track_caller]
     pub fn layout(&mut self, name: &str) -> Layout {

@@ -178,14 +178,8 @@ def home():
 #[test]
 fn a_python_app_gets_its_packages_from_the_index() {
     let wheels = Wheels::serve().expect("an index");
-    let flags = [
-        "--build-index",
-        &format!("pip={}", wheels.url),
-        "--build-base",
-        "python=us-central1-docker.pkg.dev/my-project/base/python:debian",
-    ];
-    let mut user = User::with(&flags, Client::Google);
-    user.import_language("python");
+    let index = format!("pip={}", wheels.url);
+    let mut user = User::who_builds("python", &index, &[], Client::Google);
     directory(
         &user,
         "app",
@@ -211,14 +205,8 @@ fn a_python_app_gets_its_packages_from_the_index() {
 #[test]
 fn what_uv_and_poetry_lock_comes_from_the_index() {
     let wheels = Wheels::serve().expect("an index");
-    let flags = [
-        "--build-index",
-        &format!("pip={}", wheels.url),
-        "--build-base",
-        "python=us-central1-docker.pkg.dev/my-project/base/python:debian",
-    ];
-    let mut user = User::with(&flags, Client::Homerun);
-    user.import_language("python");
+    let index = format!("pip={}", wheels.url);
+    let mut user = User::who_builds("python", &index, &[], Client::Homerun);
     for name in ["uv", "poetry"] {
         let of = |file: &str| fs::read_to_string(wheels.locks.join(name).join(file)).expect("of the script");
         let lock = format!("{name}.lock");
@@ -267,14 +255,8 @@ serve({ fetch: app.fetch, port: Number(process.env.PORT) });
 #[test]
 fn a_node_app_gets_its_packages_from_the_registry() {
     let packages = Packages::serve().expect("a registry");
-    let flags = [
-        "--build-index",
-        &format!("npm={}", packages.url),
-        "--build-base",
-        "node=us-central1-docker.pkg.dev/my-project/base/node:debian",
-    ];
-    let mut user = User::with(&flags, Client::Google);
-    user.import_language("node");
+    let index = format!("npm={}", packages.url);
+    let mut user = User::who_builds("node", &index, &[], Client::Google);
     let of_app = |name: &str| fs::read_to_string(packages.dir.join(name)).expect("of the script");
     let lock = of_app("package-lock.json");
     directory(
@@ -321,14 +303,8 @@ fn a_node_app_gets_its_packages_from_the_registry() {
 #[test]
 fn what_yarn_locks_comes_from_the_registry() {
     let packages = Packages::serve().expect("a registry");
-    let flags = [
-        "--build-index",
-        &format!("npm={}", packages.url),
-        "--build-base",
-        "node=us-central1-docker.pkg.dev/my-project/base/node:debian",
-    ];
-    let mut user = User::with(&flags, Client::Homerun);
-    user.import_language("node");
+    let index = format!("npm={}", packages.url);
+    let mut user = User::who_builds("node", &index, &[], Client::Homerun);
     let of_app = |name: &str| fs::read_to_string(packages.dir.join("yarn").join(name)).expect("of the script");
     directory(
         &user,

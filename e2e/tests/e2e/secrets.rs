@@ -4,6 +4,8 @@ use std::{fs, path::Path, thread, time::Duration};
 
 use homerun_e2e::{Client, Homerun, User};
 
+use crate::start::{ANY, ends};
+
 /// Every file below a directory that holds the text.
 pub(crate) fn holding(dir: &Path, text: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -259,17 +261,9 @@ fn without_its_passphrase_nothing_starts() {
     let dir = tempfile::tempdir().expect("a directory");
     let flag = format!("--secrets-passphrase-file={}", passphrase.path().display());
     let refused = |data: &Path, flags: &[&str]| {
-        let output = std::process::Command::new("timeout")
-            .args(["--signal=TERM", "20"])
-            .arg(homerun_e2e::binary().expect("built"))
-            .args(["up", "--api=127.0.0.1:0", "--http=127.0.0.1:0", "--https=127.0.0.1:0"])
-            .arg(format!("--data-dir={}", data.display()))
-            .args(flags)
-            .output()
-            .expect("timeout is a command");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        said
+        let data = data.to_str().expect("text");
+        let words = [&["up", "--data-dir", data], &ANY[..], flags].concat();
+        ends(&words, &[], 1)
     };
     let said = refused(&dir.path().join("data"), &[&flag]);
     assert!(said.contains("is empty"), "{said}");

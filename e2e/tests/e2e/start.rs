@@ -15,7 +15,7 @@ use homerun_e2e::{Client, Homerun, Session, User, binary, exchange, read_answer}
 use tempfile::TempDir;
 
 /// Any free ports, for what must not come to be.
-const ANY: [&str; 6] = [
+pub(crate) const ANY: [&str; 6] = [
     "--api",
     "127.0.0.1:0",
     "--http",
@@ -39,7 +39,7 @@ fn homerun(words: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 #[track_caller]
-fn ends(words: &[&str], variables: &[(&str, &str)], status: i32) -> String {
+pub(crate) fn ends(words: &[&str], variables: &[(&str, &str)], status: i32) -> String {
     let output = homerun(words, variables);
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert_eq!(

@@ -110,16 +110,8 @@ fn outside(user: &mut User, service: &str) -> String {
 #[test]
 fn googles_python_library_finds_who_it_is_and_calls_a_private_service() {
     let wheels = Wheels::serve().expect("an index");
-    let flags = [
-        "--url-scheme",
-        "https",
-        "--build-index",
-        &format!("pip={}", wheels.url),
-        "--build-base",
-        "python=us-central1-docker.pkg.dev/my-project/base/python:debian",
-    ];
-    let mut user = User::with(&flags, Client::Homerun);
-    user.import_language("python");
+    let index = format!("pip={}", wheels.url);
+    let mut user = User::who_builds("python", &index, &["--url-scheme", "https"], Client::Homerun);
     let b = private(&mut user);
     let requirements = "flask\ngunicorn\ngoogle-auth\nrequests\n";
     directory(&user, "app", &[("main.py", PYTHON), ("requirements.txt", requirements)]);
